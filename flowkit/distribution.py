@@ -1,0 +1,109 @@
+"""The protocol of densities: bases, noise and flows all follow it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowkit.errors import ShapeError
+
+__all__ = ["Distribution"]
+
+
+class Distribution(nn.Module, ABC):
+    """A density over events of a fixed shape, perhaps conditional on a context. Calling it is `log_prob`.
+
+    A subclass sets `event_shape`, writes `log_prob` and `rsample`; one without a reparametrized sample says
+    `has_rsample = False` and writes `sample` instead. A conditional one sets `context_ndim`.
+
+    Attributes:
+        event_shape: shape of one event.
+        exact: whether `log_prob` is the log-density itself; if not, it is one draw of a lower bound.
+        context_ndim: how many rightmost dims of a context are its event (0 labels, 1 vectors, 3 images);
+            None if the distribution takes no context.
+        has_rsample: whether samples carry gradients to the parameters.
+    """
+
+    event_shape: torch.Size
+    exact: bool = True
+    context_ndim: int | None = None
+    has_rsample: bool = True
+
+    # nn.Module erases the signature of `forward`.
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
+        return super().__call__(*args, **kwargs)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`log_prob`, through `__call__`: the way in that DDP and FSDP synchronise."""
+        return self.log_prob(x, context, **drawn_with(generator))
+
+    @property
+    def event_ndim(self) -> int:
+        """How many rightmost dims of x are its event."""
+        return len(self.event_shape)
+
+    @abstractmethod
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Log-density in nats at x (*batch, *event): (*batch). `generator` is for those that draw noise for it."""
+
+    def rsample(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples with gradients: sample_shape + context batch + event."""
+        raise NotImplementedError(f"{type(self).__name__} has no reparametrized sample")
+
+    def sample(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples without gradients: sample_shape + context batch + event."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, context, generator=generator)
+
+    def sample_and_log_prob(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples and their log-density: sample_shape + context batch + event, sample_shape + context batch."""
+        draw = self.rsample if self.has_rsample else self.sample
+        x = draw(sample_shape, context, generator=generator)
+        return x, self.log_prob(x, context)
+
+    def check_event(self, x: Tensor) -> None:
+        """Refuse an x whose rightmost dims are not the event.
+
+        Raises:
+            ShapeError: naming what came and what was wanted.
+        """
+        event = tuple(self.event_shape)
+        if x.ndim < len(event) or tuple(x.shape[x.ndim - len(event) :]) != event:
+            wanted = ", ".join(map(str, event))
+            raise ShapeError(f"{type(self).__name__}: x has shape {tuple(x.shape)}, wanted (*batch, {wanted})")
+
+
+def drawn_with(generator: torch.Generator | None) -> dict[str, Any]:
+    """The generator as a keyword, if there is one: a distribution that knows none serves where none is asked for."""
+    return {} if generator is None else {"generator": generator}
+
+
+def as_shape(sample_shape: int | Sequence[int]) -> torch.Size:
+    """`sample_shape` as a size; an int stands for one dim."""
+    return torch.Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape)

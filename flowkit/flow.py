@@ -1,0 +1,250 @@
+"""A flow: a transform, a base, perhaps a net for the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from flowkit.distribution import Distribution, as_shape, drawn_with
+from flowkit.errors import NotExact, ShapeError
+from flowkit.transform import Transform, run_forward, run_inverse
+
+__all__ = ["Flow"]
+
+
+class Flow(Distribution):
+    """The density of data whose latent, under a transform, follows a base.
+
+    log p(x) = log p_base(z) + l, with z, l = transform(x). It is exact if the transform's forward direction draws
+    no noise; else each `log_prob` is one draw of a bound that lies below the truth in expectation, and `exact`
+    is False.
+
+    Args:
+        transform: from data to latent.
+        base: density of the latent. A conditional base gets the context too.
+        context_net: turns the user's context into what the parts read; run once per call.
+        context_ndim: how many rightmost dims of the user's context are its event (0 labels, 1 vectors, 3 images);
+            None for an unconditional flow.
+        context_shape: the event shape of the context, in place of `context_ndim`; with it the shapes of a
+            conditional flow are checked at construction too, and `event_shape` is known.
+
+    Shapes:
+        x: (*batch, *event_shape); log_prob: (*batch). A context (*batch, *its event) broadcasts against x over
+        the batch dims. Samples have sample_shape + context batch + event.
+
+    Raises:
+        ShapeError: if the base's latent does not pass backwards through the transform; the part is named.
+        ValueError: if a conditional base stands in an unconditional flow.
+
+    >>> import torch, flowkit as fk
+    >>> flow = fk.Flow(fk.Chain(scale=fk.ActNorm((2,)), squash=fk.Sigmoid()).inv, fk.Uniform((2,)))
+    >>> flow.exact, flow.event_shape, flow.sample((3,)).shape, flow.log_prob(torch.zeros(4, 2)).shape
+    (True, torch.Size([2]), torch.Size([3, 2]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        base: Distribution,
+        *,
+        context_net: nn.Module | None = None,
+        context_ndim: int | None = None,
+        context_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if context_shape is not None:
+            if context_ndim not in (None, len(context_shape)):
+                raise ValueError(f"Flow: context_ndim={context_ndim} and context_shape={tuple(context_shape)} disagree")
+            context_ndim = len(context_shape)
+        if context_ndim is None and (context_net is not None or base.context_ndim is not None):
+            raise ValueError("Flow: context_net or a conditional base needs context_ndim or context_shape")
+        self.transform, self.base, self.context_net = transform, base, context_net
+        self.context_ndim = context_ndim
+        self.has_rsample = base.has_rsample
+        self._event_ndim = len(base.event_shape) + transform.in_ndim - transform.out_ndim
+        if len(base.event_shape) < transform.out_ndim:
+            raise ShapeError(
+                f"Flow: the base's event {tuple(base.event_shape)} has fewer dims than the transform's "
+                f"latent, {transform.out_ndim}"
+            )
+        for name, module in self.named_modules():
+            if isinstance(module, Transform):
+                module.__dict__["_path"] = name
+        self._event_shape = self._trace(context_shape)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether `log_prob` is the log-density itself; if not, it is one draw of a lower bound."""
+        return not self.transform.stochastic_forward
+
+    @property
+    def event_ndim(self) -> int:
+        """How many rightmost dims of x are its event."""
+        return self._event_ndim
+
+    @property
+    def event_shape(self) -> torch.Size:  # type: ignore[override]
+        """Shape of one x. Of a conditional flow it is known if the flow was made with `context_shape`."""
+        if self._event_shape is None:
+            raise ShapeError("Flow: event_shape of a conditional flow is known only if context_shape was given")
+        return self._event_shape
+
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Log-density in nats, or one draw of a lower bound on it where `exact` is False: (*batch)."""
+        x, context = self._with_context(x, context)
+        z, term = run_forward(self.transform, x, context, generator)
+        return self._sum(term) + self._base_log_prob(z, context)
+
+    def to_latent(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """z of x: (*batch, *latent)."""
+        x, context = self._with_context(x, context)
+        return run_forward(self.transform, x, context, generator)[0]
+
+    def from_latent(
+        self, z: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """x of z: (*batch, *event)."""
+        z, context = self._with_context(z, context, len(self.base.event_shape))
+        return run_inverse(self.transform, z, context, generator)[0]
+
+    def sample(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples without gradients: sample_shape + context batch + event."""
+        with torch.no_grad():
+            shape, context = self._sample_context(sample_shape, context)
+            z = self.base.sample(*self._base_arguments(shape, context), **drawn_with(generator))
+            return run_inverse(self.transform, z, context, generator)[0]
+
+    def rsample(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Samples with gradients to all parameters: sample_shape + context batch + event.
+
+        Raises:
+            NotExact: if the samples are integers, which have no gradient.
+        """
+        shape, context = self._sample_context(sample_shape, context)
+        z = self.base.rsample(*self._base_arguments(shape, context), **drawn_with(generator))
+        x = run_inverse(self.transform, z, context, generator)[0]
+        if not x.is_floating_point():
+            raise NotExact(f"Flow.rsample: the samples are {x.dtype}, which carry no gradient; use sample")
+        return x
+
+    def sample_and_log_prob(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Samples, with gradients where the base has them, and their log-density; every net runs once.
+
+        Raises:
+            NotExact: if the flow is not exact. What the inverse direction gives at its own sample lies *above*
+                log p in expectation, so it would flatter the flow.
+        """
+        if not self.exact:
+            raise NotExact(
+                "Flow.sample_and_log_prob: this flow has only a bound on its density (exact is False); "
+                "use sample, then flowkit.metrics.log_prob_bound"
+            )
+        shape, context = self._sample_context(sample_shape, context)
+        z, log_prob = self.base.sample_and_log_prob(*self._base_arguments(shape, context), **drawn_with(generator))
+        x, term = run_inverse(self.transform, z, context, generator)
+        return x, log_prob - self._sum(term)
+
+    def _sum(self, term: Tensor) -> Tensor:
+        extra = len(self.base.event_shape) - self.transform.out_ndim
+        return term.sum(tuple(range(-extra, 0))) if extra else term
+
+    def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
+        return self.base.log_prob(z) if self.base.context_ndim is None else self.base.log_prob(z, context)
+
+    def _base_arguments(self, shape: torch.Size, context: Tensor | None) -> tuple[Any, ...]:
+        """What the base is asked to sample: a conditional one adds the context's batch itself."""
+        return (shape,) if self.base.context_ndim is None else ((), context)
+
+    def _check_context(self, context: Tensor | None) -> None:
+        if (context is None) != (self.context_ndim is None):
+            raise ShapeError(
+                "Flow: context is missing; this flow is conditional"
+                if context is None
+                else f"Flow: context has shape {tuple(context.shape)}, but this flow takes none (context_ndim is None)"
+            )
+        if context is not None and context.ndim < self.context_ndim:  # type: ignore[operator]
+            raise ShapeError(
+                f"Flow: context has shape {tuple(context.shape)}, wanted at least {self.context_ndim} dims of event"
+            )
+
+    def _encode(self, context: Tensor) -> tuple[Tensor, torch.Size]:
+        """The context as the parts read it, and its batch."""
+        batch = context.shape[: context.ndim - self.context_ndim]  # type: ignore[operator]
+        return (context if self.context_net is None else self.context_net(context)), batch
+
+    def _with_context(
+        self, value: Tensor, context: Tensor | None, event_ndim: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`value` and the encoded context, expanded to one batch."""
+        self._check_context(context)
+        if context is None:
+            return value, None
+        encoded, context_batch = self._encode(context)
+        event_ndim = self.event_ndim if event_ndim is None else event_ndim
+        batch, event = value.shape[: value.ndim - event_ndim], value.shape[value.ndim - event_ndim :]
+        try:
+            joint = torch.broadcast_shapes(batch, context_batch)
+        except RuntimeError:
+            raise ShapeError(
+                f"Flow: context has batch {tuple(context_batch)}, which does not broadcast to the batch "
+                f"{tuple(batch)} of the values"
+            ) from None
+        return value.expand(*joint, *event), encoded.expand(*joint, *encoded.shape[len(context_batch) :])
+
+    def _sample_context(
+        self, sample_shape: int | Sequence[int], context: Tensor | None
+    ) -> tuple[torch.Size, Tensor | None]:
+        """Sample shape + context batch, and the encoded context expanded to it."""
+        self._check_context(context)
+        shape = as_shape(sample_shape)
+        if context is None:
+            return shape, None
+        encoded, batch = self._encode(context)
+        shape = shape + batch
+        return shape, encoded.expand(*shape, *encoded.shape[len(batch) :])
+
+    def _trace(self, context_shape: Sequence[int] | None) -> torch.Size | None:
+        """The shape of x, by a backwards run of the base's event on fake tensors; no arithmetic is done."""
+        if self.context_ndim is not None and context_shape is None:
+            return None
+        like = next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), torch.empty(()))
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+            # One batch dim: it shows a part that mistakes it for its event.
+            z = torch.empty(1, *self.base.event_shape, **options)
+            context = None if context_shape is None else torch.empty(1, *context_shape, **options)
+            z, context = self._with_context(z, context, len(self.base.event_shape))
+            return run_inverse(self.transform, z, context, None)[0].shape[1:]
+
+    def extra_repr(self) -> str:
+        kind = "exact" if self.exact else "lower bound"
+        shape = "" if self._event_shape is None else f", event_shape={tuple(self._event_shape)}"
+        conditional = "" if self.context_ndim is None else f", context_ndim={self.context_ndim}"
+        return f"x -> z, log_prob: {kind}{shape}{conditional}"

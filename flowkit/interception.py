@@ -1,0 +1,44 @@
+"""Calls a function when a module is about to run, or has run, in either direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+__all__ = ["intercepted"]
+
+
+@contextmanager
+def intercepted(
+    modules: list[nn.Module],
+    before: Callable[[nn.Module, tuple[Any, ...], bool], None] | None = None,
+    after: Callable[[nn.Module, tuple[Any, ...], Any, bool], None] | None = None,
+) -> Iterator[None]:
+    """While the context lasts, `before(module, arguments, inverse)` and `after(module, arguments, result, inverse)`.
+
+    PyTorch's hooks fire on `__call__` alone, and layers also run by `.inverse`.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            for name in ("forward", "inverse"):
+                if hasattr(type(module), name):
+                    module.__dict__[name] = _watched(module, name, before, after)
+                    stack.callback(module.__dict__.pop, name)
+        yield
+
+
+def _watched(module: nn.Module, name: str, before: Any, after: Any) -> Callable[..., Any]:
+    run = getattr(module, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(module, args, name == "inverse")
+        result = run(*args, **kwargs)
+        if after is not None:
+            after(module, args, result, name == "inverse")
+        return result
+
+    return watched

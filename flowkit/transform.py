@@ -1,0 +1,330 @@
+"""The protocol every layer follows, its inverse view and its composition. Start reading here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkit.errors import DomainError, ShapeError
+from flowkit.functional.reduce import sum_rightmost
+
+__all__ = ["Bijector", "Chain", "Inverse", "Map", "Transform", "within"]
+
+
+class Transform(nn.Module, ABC):
+    """A layer: a function of tensors both ways that returns, second, its share of the log-likelihood.
+
+    `z, l = t(x, context)` runs from data to latent, and `log p(x) = log p(z) + l`: exactly if the forward
+    direction is deterministic, as a lower bound in expectation if it draws noise. `x, l = t.inverse(z, context)`
+    runs back, and `l` belongs to the direction that was run.
+
+    Two laws hold for every layer. If the inverse is deterministic, `inverse(forward(x))` gives `(x, -l)`;
+    if the forward is deterministic, `forward(inverse(z))` gives `(z, -l)`.
+
+    Shapes:
+        x: (*batch, *event of `in_ndim` dims), any number of batch dims, none included.
+        z: (*batch, *event of `out_ndim` dims).
+        l: (*batch), float32 or better.
+        context: one optional tensor, handed through untouched to whoever reads it.
+
+    A subclass sets `in_ndim` and `out_ndim` and writes the two directions. One that draws noise says so with
+    `stochastic_forward` or `stochastic_inverse`, and takes `generator` in that direction.
+
+    Attributes:
+        in_ndim: rightmost dims of x that are the event; 0 for an elementwise map.
+        out_ndim: the same for z.
+        domain: the values x may have; None if any values are fine and pass unchanged (a rearrangement).
+        codomain: the values z has; None as for `domain`.
+    """
+
+    in_ndim: int
+    out_ndim: int
+    stochastic_forward: bool = False
+    stochastic_inverse: bool = False
+    domain: constraints.Constraint | None = constraints.real
+    codomain: constraints.Constraint | None = constraints.real
+
+    # nn.Module erases the signature of `forward`; a layer called is a layer run forward.
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return super().__call__(*args, **kwargs)
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From data to latent: (z, l)."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """From latent to data: (x, l), with the `l` of this direction."""
+
+    @property
+    def inv(self) -> Transform:
+        """The same layer turned round; parameters are shared."""
+        return Inverse(self)
+
+    @property
+    def path(self) -> str:
+        """Where this layer stands in its flow, for error messages; its class while it stands in none."""
+        return self.__dict__.get("_path", type(self).__name__)
+
+    def check_event(self, name: str, value: Tensor, event: tuple[int | None, ...]) -> None:
+        """Refuse a `value` whose rightmost dims are not `event`; None stands for any size.
+
+        Raises:
+            ShapeError: naming this part, what came and what was wanted.
+        """
+        came = tuple(value.shape[max(value.ndim - len(event), 0) :])
+        if len(came) != len(event) or any(w is not None and w != c for w, c in zip(event, came, strict=True)):
+            wanted = ", ".join("any" if size is None else str(size) for size in event)
+            raise ShapeError(
+                f"{self.path}: {name} has shape {tuple(value.shape)}, wanted (*batch, {wanted})"
+                if event
+                else f"{self.path}: {name} has shape {tuple(value.shape)}"
+            )
+
+    def needed_context(self, context: Tensor | None) -> Tensor:
+        """`context`, or the error that it is missing.
+
+        Raises:
+            ShapeError: if `context` is None.
+        """
+        if context is None:
+            raise ShapeError(f"{self.path}: context is missing; {type(self).__name__} reads its parameters from it")
+        return context
+
+
+class Bijector(Transform):
+    """A layer that draws no noise either way: both laws hold, and `l` is log|det dz/dx|."""
+
+
+class Map(Bijector):
+    """An elementwise bijector whose parameters arrive as its context.
+
+    It has no state, so any scheme can feed it: a coupling, an autoregressive net, free parameters, a context net.
+    A subclass sets `num_params` and writes the two directions, reading them with `parameters_for(x, context)`.
+
+    Shapes:
+        x, z, l: (*batch); context: (*batch, num_params).
+
+    Attributes:
+        num_params: how many parameters one element takes.
+    """
+
+    in_ndim = 0
+    out_ndim = 0
+    num_params: int
+
+    def parameters_for(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """The parameters of every element of `value`.
+
+        Raises:
+            ShapeError: if they are missing or not (*value.shape, num_params).
+        """
+        params, wanted = self.needed_context(context), (*value.shape, self.num_params)
+        if params.shape != wanted:
+            raise ShapeError(
+                f"{self.path}: context has shape {tuple(params.shape)}, wanted {wanted}: "
+                f"{self} has {self.num_params} parameters"
+            )
+        return params
+
+
+class Inverse(Transform):
+    """A layer turned round: its forward is the other's inverse.
+
+    The same parameters, nothing copied. `t.inv` makes one, and `t.inv.inv` is `t` again.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+        self.in_ndim, self.out_ndim = transform.out_ndim, transform.in_ndim
+        self.stochastic_forward = transform.stochastic_inverse
+        self.stochastic_inverse = transform.stochastic_forward
+        self.domain, self.codomain = transform.codomain, transform.domain
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return run_inverse(self.transform, x, context, generator)
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return run_forward(self.transform, z, context, generator)
+
+    @property
+    def inv(self) -> Transform:
+        return self.transform
+
+
+class Chain(Transform):
+    """Layers one after another, from data to latent: `Chain(a, b)` runs `a` first and `b` second.
+
+    The log-terms add up. `Chain(*parts)` numbers its parts and `Chain(name=part, ...)` names them; the names are
+    the keys of the state dict, with nothing in between. Layers of unlike event dims compose: the chain's event is
+    as large as its largest needs, and the log-terms of the smaller ones are summed over the rest.
+
+    Shapes:
+        x: (*batch, *event of `in_ndim` dims); z: (*batch, *event of `out_ndim` dims); l: (*batch).
+
+    Raises:
+        ValueError: for no parts, for positional and named parts together, or for a name that is taken.
+        DomainError: if one part's values do not fit the next one's domain.
+
+    >>> import torch, flowkit as fk
+    >>> chain = Chain(logit=fk.Logit(margin=0.05), norm=fk.ActNorm((3,)))
+    >>> x = torch.tensor([[0.2, 0.5, 0.7]])
+    >>> z, log_det = chain(x)
+    >>> back, minus = chain.inverse(z)
+    >>> torch.allclose(back, x), torch.allclose(minus, -log_det), log_det.shape
+    (True, True, torch.Size([1]))
+    """
+
+    def __init__(self, *parts: Transform, **named: Transform) -> None:
+        super().__init__()
+        if parts and named:
+            raise ValueError("Chain: give positional parts or named ones, not both")
+        every = dict(named) or {str(i): part for i, part in enumerate(parts)}
+        if not every:
+            raise ValueError("Chain: no parts; a chain has at least one")
+        for name, part in every.items():
+            if hasattr(type(self), name):
+                raise ValueError(f"Chain: {name!r} cannot name a part, it is an attribute of every chain")
+            self.add_module(name, part)
+        self._extra = self._event_dims(every)
+        self.stochastic_forward = any(part.stochastic_forward for part in every.values())
+        self.stochastic_inverse = any(part.stochastic_inverse for part in every.values())
+        self.domain, self.codomain = _supports(every)
+
+    def _event_dims(self, parts: dict[str, Transform]) -> tuple[int, ...]:
+        """Set `in_ndim` and `out_ndim`; for each part, how many event dims of the chain are batch dims to it.
+
+        That number is the same both ways, so it is computed once.
+        """
+        grown = 0
+        before = []
+        for part in parts.values():
+            before.append(grown)
+            grown += part.out_ndim - part.in_ndim
+        self.in_ndim = max(part.in_ndim - b for part, b in zip(parts.values(), before, strict=True))
+        self.out_ndim = self.in_ndim + grown
+        return tuple(self.in_ndim + b - part.in_ndim for part, b in zip(parts.values(), before, strict=True))
+
+    @property
+    def _parts(self) -> list[Transform]:
+        return list(self._modules.values())  # type: ignore[arg-type]
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        terms = []
+        for part, extra in zip(self._parts, self._extra, strict=True):
+            x, term = run_forward(part, x, context, generator)
+            terms.append(sum_rightmost(term, extra))
+        return x, sum(terms[1:], terms[0])
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        terms = []
+        for part, extra in zip(reversed(self._parts), reversed(self._extra), strict=True):
+            z, term = run_inverse(part, z, context, generator)
+            terms.append(sum_rightmost(term, extra))
+        return z, sum(terms[1:], terms[0])
+
+    def replace(self, **parts: Transform) -> Chain:
+        """A new chain with the named parts exchanged, which shares all the others with this one.
+
+        Raises:
+            KeyError: for a name that the chain does not have.
+        """
+        unknown = [name for name in parts if name not in self._modules]
+        if unknown:
+            raise KeyError(f"{self.path}: no part named {unknown[0]!r}; there are {', '.join(self._modules)}")
+        merged: dict[str, Any] = {**self._modules, **parts}
+        positional = list(merged) == [str(i) for i in range(len(merged))]
+        return Chain(*merged.values()) if positional else Chain(**merged)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The sums between the links are fixed at construction and would go stale.
+        if name in self.__dict__.get("_modules", ()):
+            raise AttributeError(f"{self.path}: parts are not assigned; chain.replace({name}=...) gives a new chain")
+        super().__setattr__(name, value)
+
+    def __getitem__(self, key: int | str) -> Transform:
+        if isinstance(key, int):
+            return self._parts[key]
+        if key not in self._modules:
+            raise KeyError(f"{self.path}: no part named {key!r}; there are {', '.join(self._modules)}")
+        return self._modules[key]  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Transform]:
+        return iter(self._parts)
+
+
+def within(view: Transform, *parts: Transform) -> Chain:
+    """Run `parts` on another view of the data: `Chain(view, *parts, view.inv)`.
+
+    >>> import torch, flowkit as fk
+    >>> flipped = within(fk.PairColumns(), fk.Flip(dim=-4))
+    >>> flipped(torch.arange(4.0).reshape(1, 1, 4))[0]
+    tensor([[[1., 0., 3., 2.]]])
+    """
+    return Chain(view, *parts, view.inv)
+
+
+def run_forward(
+    transform: Transform, x: Tensor, context: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """`transform(x, context)`, with the generator if it draws noise in this direction."""
+    return transform(x, context, generator=generator) if transform.stochastic_forward else transform(x, context)
+
+
+def run_inverse(
+    transform: Transform, z: Tensor, context: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """`transform.inverse(z, context)`, with the generator if it draws noise in this direction."""
+    if transform.stochastic_inverse:
+        return transform.inverse(z, context, generator=generator)  # type: ignore[call-arg]
+    return transform.inverse(z, context)
+
+
+def _supports(
+    parts: dict[str, Transform],
+) -> tuple[constraints.Constraint | None, constraints.Constraint | None]:
+    """Domain and codomain of a chain; a part whose domain does not hold what reaches it is refused by name."""
+    domain: constraints.Constraint | None = None
+    reached: constraints.Constraint | None = None
+    source = ""
+    for name, part in parts.items():
+        if part.domain is not None:
+            domain = part.domain if domain is None and reached is None else domain
+            if reached is not None and not _fits(reached, part.domain):
+                raise DomainError(
+                    f"Chain: {name} ({type(part).__name__}) takes values in {part.domain}, "
+                    f"but {source} gives values in {reached}"
+                )
+        if part.codomain is not None:
+            reached, source = part.codomain, f"{name} ({type(part).__name__})"
+    return domain, reached
+
+
+def _fits(values: constraints.Constraint, domain: constraints.Constraint) -> bool:
+    """Whether `values` lie in `domain`, as far as their bounds say."""
+    if str(domain) in (str(constraints.real), str(values)):
+        return True
+    bounds = [(getattr(c, "lower_bound", None), getattr(c, "upper_bound", None)) for c in (values, domain)]
+    (lower, upper), (low, high) = bounds
+    if low is None and high is None:
+        return False  # a set that bounds do not describe
+    return (low is None or (lower is not None and lower >= low)) and (
+        high is None or (upper is not None and upper <= high)
+    )
