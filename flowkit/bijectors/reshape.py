@@ -1,0 +1,203 @@
+"""Volume-preserving moves: pairs, squeeze, flip. The log-term of all of them is 0."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from flowkit.errors import ShapeError
+from flowkit.functional import rearrange
+from flowkit.functional.precision import log_term_dtype
+from flowkit.transform import Bijector
+
+__all__ = ["Flip", "PairChannels", "PairCheckerboard", "PairColumns", "Squeeze"]
+
+
+class Rearrangement(Bijector):
+    """A bijector that only moves elements: any values pass, and the log-term is 0."""
+
+    domain = None
+    codomain = None
+
+    def _zero(self, value: Tensor, event_ndim: int) -> Tensor:
+        batch = value.shape[: value.ndim - event_ndim]
+        return torch.zeros(batch, dtype=log_term_dtype(value.dtype), device=value.device)
+
+    def _check_divides(self, name: str, value: Tensor, dim: int, what: str, factor: int) -> None:
+        if value.shape[dim] % factor:
+            wanted = "an even one" if factor == 2 else f"a multiple of {factor}"
+            raise ShapeError(
+                f"{self.path}: {name} has shape {tuple(value.shape)}, its {what} is {value.shape[dim]}, wanted {wanted}"
+            )
+
+
+class Pair(Rearrangement):
+    """A split of an image into two halves of equal size, stacked as an axis of their own."""
+
+    in_ndim = 3
+    out_ndim = 4
+    _halved: tuple[int, str] = (-1, "width")
+
+    @staticmethod
+    @abstractmethod
+    def _pair(x: Tensor) -> Tensor: ...
+
+    @staticmethod
+    @abstractmethod
+    def _unpair(pair: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_event("x", x, (None, None, None))
+        self._check_divides("x", x, *self._halved, 2)
+        return self._pair(x), self._zero(x, 3)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_event("z", z, (2, None, None, None))
+        return self._unpair(z), self._zero(z, 4)
+
+
+class PairColumns(Pair):
+    """Even columns and odd columns become a pair: z[0] = x[..., 0::2], z[1] = x[..., 1::2].
+
+    This is the split that Flow++'s code calls checkerboard: columns, the same in every row.
+
+    Shapes:
+        x: (*batch, C, H, W), W even; z: (*batch, 2, C, H, W/2); l: (*batch).
+
+    Raises:
+        ShapeError: for an odd width.
+
+    >>> import torch
+    >>> PairColumns()(torch.arange(4.0).reshape(1, 1, 4))[0].squeeze()
+    tensor([[0., 2.],
+            [1., 3.]])
+    """
+
+    _pair = staticmethod(rearrange.pair_columns)
+    _unpair = staticmethod(rearrange.unpair_columns)
+
+
+class PairCheckerboard(Pair):
+    """The two colours of a checkerboard become a pair: z[0] has row + column even, z[1] odd, each row half as wide.
+
+    Shapes:
+        x: (*batch, C, H, W), W even; z: (*batch, 2, C, H, W/2); l: (*batch).
+
+    Raises:
+        ShapeError: for an odd width.
+
+    Reference:
+        Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803.
+
+    >>> import torch
+    >>> PairCheckerboard()(torch.arange(4.0).reshape(1, 2, 2))[0].squeeze()
+    tensor([[0., 3.],
+            [1., 2.]])
+    """
+
+    _pair = staticmethod(rearrange.pair_checkerboard)
+    _unpair = staticmethod(rearrange.unpair_checkerboard)
+
+
+class PairChannels(Pair):
+    """The first half of the channels and the second half become a pair.
+
+    Shapes:
+        x: (*batch, C, H, W), C even; z: (*batch, 2, C/2, H, W); l: (*batch).
+
+    Raises:
+        ShapeError: for an odd number of channels.
+
+    >>> import torch
+    >>> PairChannels()(torch.arange(4.0).reshape(4, 1, 1))[0].squeeze()
+    tensor([[0., 1.],
+            [2., 3.]])
+    """
+
+    _halved = (-3, "number of channels")
+    _pair = staticmethod(rearrange.pair_channels)
+    _unpair = staticmethod(rearrange.unpair_channels)
+
+
+class Squeeze(Rearrangement):
+    """Space to depth: blocks of f x f pixels become channels.
+
+    Element (c, f y + dy, f x + dx) goes to channel c f^2 + f dy + dx, the order of `torch.pixel_unshuffle`; with
+    `color_fastest` to channel (f dy + dx) C + c, the order of Flow++.
+
+    Args:
+        factor: f, at least 2.
+        color_fastest: which of the two orders.
+
+    Shapes:
+        x: (*batch, C, H, W), H and W multiples of f; z: (*batch, f^2 C, H/f, W/f); l: (*batch).
+
+    Raises:
+        ShapeError: if f does not divide the height, the width, or on the way back f^2 the channels.
+        ValueError: if f is below 2.
+
+    >>> import torch
+    >>> Squeeze()(torch.arange(4.0).reshape(1, 2, 2))[0].squeeze()
+    tensor([0., 1., 2., 3.])
+    """
+
+    in_ndim = 3
+    out_ndim = 3
+
+    def __init__(self, factor: int = 2, color_fastest: bool = False) -> None:
+        super().__init__()
+        if factor < 2:
+            raise ValueError(f"Squeeze: factor is {factor}, wanted at least 2")
+        self.factor, self.color_fastest = factor, color_fastest
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_event("x", x, (None, None, None))
+        self._check_divides("x", x, -2, "height", self.factor)
+        self._check_divides("x", x, -1, "width", self.factor)
+        return rearrange.squeeze(x, self.factor, self.color_fastest), self._zero(x, 3)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_event("z", z, (None, None, None))
+        self._check_divides("z", z, -3, "number of channels", self.factor**2)
+        return rearrange.unsqueeze(z, self.factor, self.color_fastest), self._zero(z, 3)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}, color_fastest={self.color_fastest}"
+
+
+class Flip(Rearrangement):
+    """The order along one axis is reversed; on a pair axis the halves are exchanged.
+
+    Args:
+        dim: the axis, negative; the event is this axis and all to its right.
+
+    Shapes:
+        x, z: (*batch, *event of -dim dims); l: (*batch).
+
+    Raises:
+        ValueError: if `dim` is not negative.
+
+    >>> import torch
+    >>> Flip(dim=-1)(torch.arange(3.0))[0]
+    tensor([2., 1., 0.])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim >= 0:
+            raise ValueError(f"Flip: dim is {dim}, wanted negative, counted from the right")
+        self.dim = dim
+        self.in_ndim = self.out_ndim = -dim
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_event("x", x, (None,) * self.in_ndim)
+        return x.flip(self.dim), self._zero(x, self.in_ndim)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.check_event("z", z, (None,) * self.in_ndim)
+        return z.flip(self.dim), self._zero(z, self.in_ndim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"

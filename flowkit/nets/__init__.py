@@ -1,0 +1,16 @@
+"""Conditioners: torch in, torch out. They produce parameters and know nothing of the maps that use them."""
+
+from flowkit.nets.gated import GatedAttention, GatedConv, GatedConvAttention, GatedMaxout, ImageContext
+from flowkit.nets.layers import ChannelNorm, Conv2d
+from flowkit.nets.mlp import MLP
+
+__all__ = [
+    "MLP",
+    "ChannelNorm",
+    "Conv2d",
+    "GatedAttention",
+    "GatedConv",
+    "GatedConvAttention",
+    "GatedMaxout",
+    "ImageContext",
+]

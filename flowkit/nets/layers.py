@@ -1,0 +1,96 @@
+"""Layers of Flow++'s networks: convolutions that initialize themselves from data, norm over channels, concat-ELU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate"]
+
+
+def concat_elu(x: Tensor) -> Tensor:
+    """ELU of [x, -x], joined over channels: (batch, C, H, W) to (batch, 2C, H, W)."""
+    return F.elu(torch.cat([x, -x], dim=1))
+
+
+def gate(x: Tensor) -> Tensor:
+    """First half of the channels times the sigmoid of the second: (batch, 2C, H, W) to (batch, C, H, W)."""
+    value, amount = x.chunk(2, dim=1)
+    return value * torch.sigmoid(amount)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Conv2d(nn.Module):
+    """A convolution of odd kernel, stride 1, zero padding, with a bias, that initializes itself from data.
+
+    `initialize_` scales it so that its response has, per output channel, mean 0 and deviation `init_scale` over
+    batch and pixels (biased variance). With weight norm the effective weight is gain * V / |V|, the norm taken over all
+    inputs of an output channel; the norm is a layer of our own because torch's parametrization does not pickle.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: side of the kernel, odd; 1 is the same linear map at every pixel.
+        weight_norm: whether the weight is V, gain.
+        init_scale: deviation of the response after `initialize_`.
+
+    Shapes:
+        x: (batch, inputs, H, W); output: (batch, outputs, H, W).
+
+    Reference:
+        Salimans, Kingma, "Weight normalization", 2016, https://arxiv.org/abs/1602.07868.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, *, weight_norm: bool = False, init_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.init_scale = init_scale
+        self.gain: nn.Parameter | None = None
+        weight = nn.Parameter(0.05 * torch.randn(outputs, inputs, kernel, kernel))
+        if weight_norm:
+            self.direction = weight
+            self.gain = nn.Parameter(torch.ones(outputs))
+        else:
+            self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def _effective_weight(self) -> Tensor:
+        if self.gain is None:
+            return self.weight
+        squared = self.direction.square().sum((1, 2, 3), keepdim=True)
+        # The reference's floor under the squared norm, there for a direction of zeros.
+        return self.direction * (self.gain[:, None, None, None] * squared.clamp(min=1e-12).rsqrt())
+
+    def _respond(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        weight = self._effective_weight()
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._respond(x, self.bias)
+
+    @torch.no_grad()
+    def initialize_(self, x: Tensor) -> None:
+        """Set scale and bias from the response to x."""
+        # A gain continues from what it is; a plain weight starts from its response without bias.
+        response = self._respond(x, None if self.gain is None else self.bias)
+        variance, mean = torch.var_mean(response, dim=(0, 2, 3), correction=0)
+        factor = self.init_scale * (variance + 1e-8).rsqrt()
+        if self.gain is None:
+            self.weight.mul_(factor[:, None, None, None])
+            self.bias.copy_(-mean * factor)
+        else:
+            self.gain.mul_(factor)
+            self.bias.sub_(mean * factor)
+
+    def extra_repr(self) -> str:
+        outputs, inputs, kernel, _ = (self.weight if self.gain is None else self.direction).shape
+        norm = "" if self.gain is None else ", weight_norm=True"
+        return f"{inputs}, {outputs}, kernel={kernel}{norm}"
