@@ -1,0 +1,5 @@
+"""Data to train and to score on."""
+
+from flowkit.train.data import digits
+
+__all__ = ["digits"]
