@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowkit.distribution import Distribution, as_shape, drawn_with
 from flowkit.errors import NotExact, ShapeError
-from flowkit.transform import Transform, run_forward, run_inverse
+from flowkit.transform import Map, Transform, run_forward, run_inverse
 
 __all__ = ["Flow"]
 
@@ -207,6 +208,8 @@ class Flow(Distribution):
             return value, None
         encoded, context_batch = self._encode(context)
         event_ndim = self.event_ndim if event_ndim is None else event_ndim
+        if value.ndim < event_ndim:
+            raise ShapeError(f"Flow: value has shape {tuple(value.shape)}, wanted at least {event_ndim} dims of event")
         batch, event = value.shape[: value.ndim - event_ndim], value.shape[value.ndim - event_ndim :]
         try:
             joint = torch.broadcast_shapes(batch, context_batch)
@@ -235,7 +238,7 @@ class Flow(Distribution):
             return None
         like = next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), torch.empty(()))
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with fake, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with fake, torch.no_grad(), _maps_passed_by(self.transform):
             options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
             # One batch dim: it shows a part that mistakes it for its event.
             z = torch.empty(1, *self.base.event_shape, **options)
@@ -248,3 +251,23 @@ class Flow(Distribution):
         shape = "" if self._event_shape is None else f", event_shape={tuple(self._event_shape)}"
         conditional = "" if self.context_ndim is None else f", context_ndim={self.context_ndim}"
         return f"x -> z, log_prob: {kind}{shape}{conditional}"
+
+
+@contextmanager
+def _maps_passed_by(transform: Transform) -> Iterator[None]:
+    """While shapes are traced, maps only look at their parameters: elementwise, they keep the shape, at any cost."""
+
+    def passed(map: Map) -> Callable[..., tuple[Tensor, Tensor]]:
+        def run(value: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            map.parameters_for(value, context)
+            return value, value
+
+        return run
+
+    with ExitStack() as stack:
+        for map in transform.modules():
+            if isinstance(map, Map):
+                for direction in ("forward", "inverse"):
+                    map.__dict__[direction] = passed(map)
+                    stack.callback(map.__dict__.pop, direction)
+        yield

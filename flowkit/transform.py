@@ -222,6 +222,7 @@ class Chain(Transform):
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
+        self.check_event("x", x, (None,) * self.in_ndim)
         terms = []
         for part, extra in zip(self._parts, self._extra, strict=True):
             x, term = run_forward(part, x, context, generator)
@@ -231,6 +232,7 @@ class Chain(Transform):
     def inverse(
         self, z: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
+        self.check_event("z", z, (None,) * self.out_ndim)
         terms = []
         for part, extra in zip(reversed(self._parts), reversed(self._extra), strict=True):
             z, term = run_inverse(part, z, context, generator)

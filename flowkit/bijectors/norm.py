@@ -59,7 +59,7 @@ class ActNorm(Bijector):
     def _log_term(self, gain: Tensor, value: Tensor) -> Tensor:
         batch, event = value.shape[: value.ndim - self.in_ndim], value.shape[value.ndim - self.in_ndim :]
         # How many elements share a gain: the sizes in the places of a 1.
-        shared = math.prod(size for size, own in zip(event, self.shape, strict=True) if own == 1)
+        shared = math.prod([event[dim] for dim, own in enumerate(self.shape) if own == 1])
         return (gain.to(log_term_dtype(value.dtype)).log().sum() * shared).expand(batch)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class ActNorm(Bijector):
         """
         self._check("z" if inverse else "x", value)
         dims = [d for d in range(-value.ndim, 0) if d < -self.in_ndim or self.shape[d] == 1]
-        count = math.prod(value.shape[d] for d in dims)
+        count = math.prod([value.shape[d] for d in dims])
         if count < 2:
             raise ShapeError(
                 f"{self.path}: initialize got {tuple(value.shape)}, {count} value for each gain of {self.shape}; "

@@ -1,0 +1,26 @@
+"""Pure functions: everything that can be wrong in the last digits, and the moves of elements."""
+
+from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
+from flowkit.functional.rearrange import (
+    pair_channels,
+    pair_checkerboard,
+    pair_columns,
+    squeeze,
+    unpair_channels,
+    unpair_checkerboard,
+    unpair_columns,
+    unsqueeze,
+)
+
+__all__ = [
+    "logit_mix_logistic_cdf",
+    "logit_mix_logistic_cdf_inverse",
+    "pair_channels",
+    "pair_checkerboard",
+    "pair_columns",
+    "squeeze",
+    "unpair_channels",
+    "unpair_checkerboard",
+    "unpair_columns",
+    "unsqueeze",
+]

@@ -1,0 +1,92 @@
+"""The inverse of an increasing function by a safeguarded Newton iteration in a bracket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["solve_increasing"]
+
+
+def solve_increasing(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    target: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    start: Tensor,
+    resolution: Tensor,
+    arguments: tuple[Tensor, ...] = (),
+    *,
+    iterations: int,
+    compact: bool,
+) -> tuple[Tensor, Tensor]:
+    """Solve ``function(x, *arguments)[0] = target`` for x, every element on its own.
+
+    A Newton step is taken if it ends strictly inside the bracket and is at most half as long as the step before;
+    otherwise the bracket is halved. An element has converged, *and keeps its x*, as soon as one of these holds:
+
+    * its residual is at most 2 eps (1 + abs(target)), or twice that where the steps no longer become shorter;
+    * its Newton step is at most eps (abs(x) + resolution);
+    * its bracket is at most twice as wide as that.
+
+    (Were the step only tested after it is taken, a converged element would see a step below one unit in the last place,
+    find it not strictly inside, and bisect a wide bracket for nothing.)
+
+    Args:
+        function: ``(x, *arguments) -> (value, log_slope)``, value increasing in x, log_slope = log d value / d x.
+        target, lower, upper, start, resolution: shape (N,); lower <= root <= upper up to rounding, start in between,
+            resolution > 0 the length below which differences of x around 0 do not matter to the function.
+        arguments: per-element arguments of the function, elements last: shape (..., N).
+        iterations: the most evaluations an element gets.
+        compact: stop when all have converged and drop converged elements on the way. This reads values on the host;
+            with ``False`` exactly ``iterations`` evaluations are made and any tensor (fake, on a GPU) will do.
+
+    Returns:
+        x and the log_slope at this very x, both of shape (N,). No gradient flows: use it inside an autograd.Function.
+
+    Domain: finite target and bracket; upper - lower must not overflow. A log_slope of -inf (flat) is bisected through.
+    """
+    eps = torch.finfo(target.dtype).eps
+    x, step = start, upper - lower
+    solution, log_slopes, index = None, None, None  # all elements, and which of them are still at work
+    for iteration in range(iterations):
+        value, log_slope = function(x, *arguments)
+        residual = value - target
+        newton_step = residual * torch.exp(-log_slope)
+        lower = torch.where(residual < 0, x, lower)
+        upper = torch.where(residual > 0, x, upper)
+        slow = newton_step.abs() > 0.5 * step
+        small, close = 2 * eps * (1 + target.abs()), eps * (x.abs() + resolution)
+        done = (
+            (residual.abs() <= torch.where(slow, 2 * small, small))
+            | (newton_step.abs() <= close)
+            | (upper - lower <= 2 * close)
+        )
+        if iteration == iterations - 1:
+            break
+        newton = x - newton_step
+        take = (newton > lower) & (newton < upper) & ~slow
+        proposal = torch.where(take, newton, lower + 0.5 * (upper - lower))
+        moved = torch.where(done, x, proposal)
+        if compact:
+            left = int(done.numel() - done.count_nonzero())
+            if left == 0:
+                break
+            if left <= 0.75 * done.numel():
+                if solution is None or log_slopes is None or index is None:
+                    solution, log_slopes, index = x.clone(), log_slope.clone(), torch.arange(x.numel())
+                else:
+                    solution[index], log_slopes[index] = x, log_slope
+                keep = done.logical_not().nonzero().squeeze(-1)
+                x, moved, target, lower, upper, resolution, index = (
+                    t.index_select(0, keep) for t in (x, moved, target, lower, upper, resolution, index)
+                )
+                arguments = tuple(t.index_select(-1, keep) for t in arguments)
+        step = (moved - x).abs()
+        x = moved
+    if solution is None or log_slopes is None or index is None:
+        return x, log_slope
+    solution[index], log_slopes[index] = x, log_slope
+    return solution, log_slopes

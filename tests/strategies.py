@@ -1,0 +1,30 @@
+"""What hypothesis draws for flows: seeds, batch shapes, values of a domain."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["batch_shapes", "seeds", "values"]
+
+seeds = st.integers(0, 2**31 - 1)
+batch_shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+
+
+def values(constraint: constraints.Constraint | None, shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
+    """Tensors of values of a set: int64 for integers, else float64; of the real line from -10 to 10."""
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    if constraint is not None and constraint.is_discrete:
+        drawn = arrays(np.int64, shape, elements=st.integers(low, high), fill=st.nothing())
+    elif low is not None and high is not None:
+        # Not nearer to the ends than a slope of 1000 allows.
+        width = high - low
+        elements = st.floats(low + 0.001 * width, high - 0.001 * width)
+        drawn = arrays(np.float64, shape, elements=elements, fill=st.nothing())
+    else:
+        drawn = arrays(np.float64, shape, elements=st.floats(-10, 10), fill=st.nothing())
+    return drawn.map(torch.from_numpy)

@@ -1,0 +1,116 @@
+"""What is particular to the dequantizers: the floor gives x again in every dtype, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowkit as fk
+
+
+class Edges(fk.Uniform):
+    """Noise at the edges of the cube, where rounding carries a sum over them."""
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        shape = (*sample_shape, *self.event_shape)
+        edges = [0.0, 1.0, torch.finfo(self.low.dtype).tiny, 1 - torch.finfo(self.low.dtype).eps / 2]
+        picks = torch.randint(4, shape, generator=generator)
+        return torch.tensor(edges, dtype=self.low.dtype)[picks]
+
+
+# bfloat16 has 8 significant bits: with 256 levels no number lies inside the upper bins.
+DTYPES = [(dtype, levels) for dtype in (torch.float64, torch.float32, torch.float16) for levels in (2, 5, 17, 100, 256)]
+DTYPES += [(torch.bfloat16, levels) for levels in (2, 5, 17, 100)]
+
+
+@pytest.mark.parametrize(("dtype", "levels"), DTYPES)
+@pytest.mark.parametrize("edges", [False, True])
+def test_floor_gives_the_integers_again(dtype, levels, edges):
+    x = torch.arange(levels).repeat(200)
+    dequantize = fk.VariationalDequantizer(Edges((len(x),)), levels) if edges else fk.UniformDequantizer(levels)
+    dequantize = dequantize.to(dtype)
+    z, _ = dequantize(x)
+    assert z.dtype == dtype and z.min() >= 0 and z.max() < 1
+    assert torch.equal(dequantize.inverse(z)[0], x)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_any_integer_dtype_comes_in_and_int64_goes_out(dtype):
+    dequantize = fk.UniformDequantizer(100)
+    x = torch.randint(100, (5, 3)).to(dtype)
+    z, _ = dequantize(x)
+    assert z.dtype == torch.float32
+    back, _ = dequantize.inverse(z)
+    assert back.dtype == torch.int64 and torch.equal(back, x.long())
+
+
+UNIFORM, VARIATIONAL = fk.UniformDequantizer(8), fk.VariationalDequantizer(fk.Uniform((2,)), 8)
+
+
+@pytest.mark.parametrize("dequantize", [UNIFORM, VARIATIONAL])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor([[0.0, 1.0]]), "x is torch.float32, wanted integers from 0 to 7"),
+        (torch.tensor([[True, False]]), "x is torch.bool, wanted integers from 0 to 7"),
+        (torch.tensor([[0, 8]]), "x has values from 0 to 8, wanted integers from 0 to 7"),
+        (torch.tensor([[-1, 3]]), "x has values from -1 to 3, wanted integers from 0 to 7"),
+    ],
+)
+def test_other_than_integers_in_range_are_refused(dequantize, x, message):
+    with pytest.raises(fk.DomainError, match=message):
+        dequantize(x)
+
+
+def test_latents_outside_the_cube_come_from_no_integers():
+    z = torch.tensor([[-0.3, 0.5], [0.2, 0.5], [0.2, 1.0]])
+    x, terms = fk.UniformDequantizer(4).inverse(z)
+    assert x.tolist() == [[0, 2], [0, 2], [0, 3]]
+    assert (terms == -math.inf).tolist() == [[True, False], [False, False], [False, True]]
+    noise = fk.Flow(fk.Sigmoid().inv, fk.Normal((2,)))
+    x, term = fk.VariationalDequantizer(noise, 4).inverse(z)
+    assert x.tolist() == [[0, 2], [0, 2], [0, 3]]
+    assert (term == -math.inf).tolist() == [True, False, True] and term[1].isfinite()
+
+
+def test_noise_and_encoder_go_together():
+    conditional = fk.Flow(
+        fk.FromContext(fk.maps.Affine(), fk.nets.MLP((3,), (2, 2)), event_ndim=1), fk.Normal((2,)), context_shape=(3,)
+    )
+    with pytest.raises(ValueError, match="a conditional noise needs an encoder"):
+        fk.VariationalDequantizer(conditional, 8)
+    with pytest.raises(ValueError, match="the noise takes no context"):
+        fk.VariationalDequantizer(fk.Uniform((2,)), 8, torch.nn.Identity())
+    with pytest.raises(ValueError, match="levels is 1, wanted at least 2"):
+        fk.UniformDequantizer(1)
+
+
+def test_wrong_event_is_refused_with_both_shapes():
+    with pytest.raises(fk.ShapeError, match=r"x has shape \(5, 3\), wanted \(\*batch, 2\)"):
+        fk.VariationalDequantizer(fk.Uniform((2,)), 8)(torch.zeros(5, 3, dtype=torch.long))
+
+
+def test_double_means_double():
+    dequantize = fk.VariationalDequantizer(fk.Flow(fk.Sigmoid().inv, fk.Normal((2,))), 8).double()
+    z, term = dequantize(torch.tensor([[1, 2]]))
+    assert z.dtype == term.dtype == torch.float64
+    assert fk.UniformDequantizer(8).double()(torch.tensor([1]))[0].dtype == torch.float64
+
+
+def test_gradients_reach_the_noise_through_the_draw():
+    net = fk.nets.MLP((1,), (1, 2), hidden=(4,))
+    noise = fk.Flow(fk.Chain(fk.AffineCoupling(net, dim=-1), fk.ActNorm((2,)), fk.Sigmoid()).inv, fk.Normal((2,)))
+    dequantize = fk.VariationalDequantizer(noise, 8)
+    z, _ = dequantize(torch.tensor([[1, 2]]))
+    z.sum().backward()
+    assert noise.transform.transform[1].gain.grad.abs().min() > 0
+
+
+@given(levels=st.integers(2, 1000), seed=st.integers(0, 2**31))
+def test_uniform_noise_stays_in_its_bin(levels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(levels, (100,), generator=generator)
+    dequantize = fk.UniformDequantizer(levels)
+    assert torch.equal(dequantize.inverse(dequantize(x, generator=generator)[0])[0], x)

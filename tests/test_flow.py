@@ -1,0 +1,219 @@
+"""Flows: shapes with and without context, what is exact, what is refused and where."""
+
+import pytest
+import torch
+
+import flowkit as fk
+from tests.support import perturb
+
+
+class Shift(fk.Bijector):
+    """Adds its context."""
+
+    in_ndim = out_ndim = 1
+
+    def forward(self, x, context=None):
+        return x + self.needed_context(context), x.new_zeros(x.shape[:-1])
+
+    def inverse(self, z, context=None):
+        return z - self.needed_context(context), z.new_zeros(z.shape[:-1])
+
+
+class Centred(fk.Normal):
+    """A normal around its context."""
+
+    context_ndim = 1
+
+    def log_prob(self, x, context=None, *, generator=None):
+        return super().log_prob(x - context)
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        return context + super().rsample((*sample_shape, *context.shape[:-1]), generator=generator)
+
+
+@pytest.fixture
+def conditional():
+    return fk.Flow(Shift(), fk.Normal((2,)), context_ndim=1)
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (4, 5), (1,)])
+@pytest.mark.parametrize("context_batch", [(), (5,), (1,), (4, 1)])
+def test_context_broadcasts_against_x(conditional, batch, context_batch):
+    log_prob = conditional.log_prob(torch.zeros(*batch, 2), torch.ones(*context_batch, 2))
+    assert log_prob.shape == torch.broadcast_shapes(batch, context_batch)
+
+
+@pytest.mark.parametrize("base", [fk.Normal, Centred])
+@pytest.mark.parametrize("context_batch", [(), (5,), (4, 5)])
+def test_samples_are_sample_shape_then_context_batch_then_event(base, context_batch):
+    flow = fk.Flow(Shift(), base((2,)), context_ndim=1).double()
+    context = 100 * (1 + torch.arange(2.0 * torch.Size(context_batch).numel()).double().reshape(*context_batch, 2))
+    x = flow.sample((3,), context)
+    assert x.shape == (3, *context_batch, 2)
+    centre = 0 * context if base is Centred else -context
+    assert (x - centre).abs().max() < 10  # each sample has its own context
+    x, log_prob = flow.sample_and_log_prob(7, context)
+    assert x.shape == (7, *context_batch, 2)
+    torch.testing.assert_close(log_prob, flow.log_prob(x, context))
+    assert flow.from_latent(flow.to_latent(x, context), context).shape == x.shape
+
+
+def test_labels_are_a_context_of_no_dims():
+    net = torch.nn.Embedding(10, 2)
+    flow = fk.Flow(Shift(), fk.Normal((2,)), context_net=net, context_ndim=0)
+    labels = torch.tensor([3, 7])
+    assert flow.log_prob(torch.zeros(2, 2), labels).shape == (2,)
+    assert flow.sample((5,), labels).shape == (5, 2, 2)
+    torch.testing.assert_close(flow.to_latent(torch.zeros(2, 2), labels), net(labels))
+
+
+def test_context_net_and_conditioners_run_once(conditional):
+    calls = []
+
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            calls.append("net")
+            return super().forward(x)
+
+    flow = fk.Flow(fk.Chain(Shift(), Shift()), fk.Normal((2,)), context_net=Net(3, 2), context_ndim=1)
+    flow.log_prob(torch.zeros(4, 2), torch.zeros(4, 3))
+    flow.sample_and_log_prob((2,), torch.zeros(4, 3))
+    assert calls == ["net", "net"]
+
+
+def test_missing_superfluous_and_unfitting_context_is_refused(conditional):
+    x = torch.zeros(4, 2)
+    with pytest.raises(fk.ShapeError, match="context is missing; this flow is conditional"):
+        conditional.log_prob(x)
+    with pytest.raises(fk.ShapeError, match="context is missing"):
+        conditional.sample((2,))
+    with pytest.raises(fk.ShapeError, match=r"context has batch \(3,\), which does not broadcast to the batch \(4,\)"):
+        conditional.log_prob(x, torch.zeros(3, 2))
+    with pytest.raises(fk.ShapeError, match="wanted at least 1 dims of event"):
+        conditional.log_prob(x, torch.tensor(1.0))
+    with pytest.raises(fk.ShapeError, match="this flow takes none"):
+        fk.Flow(fk.ActNorm((2,)), fk.Normal((2,))).log_prob(x, x)
+    with pytest.raises(ValueError, match="needs context_ndim or context_shape"):
+        fk.Flow(Shift(), Centred((2,)))
+    with pytest.raises(ValueError, match="disagree"):
+        fk.Flow(Shift(), fk.Normal((2,)), context_ndim=2, context_shape=(2,))
+    with pytest.raises(fk.ShapeError, match="known only if context_shape was given"):
+        _ = conditional.event_shape
+    assert fk.Flow(Shift(), fk.Normal((2,)), context_shape=(2,)).event_shape == (2,)
+
+
+def test_shapes_are_checked_at_construction_and_the_part_is_named():
+    with pytest.raises(fk.ShapeError, match=r"transform.norm: z has shape \(1, 3\), wanted \(\*batch, 2\)"):
+        fk.Flow(fk.Chain(norm=fk.ActNorm((2,)), squash=fk.Sigmoid()), fk.Uniform((3,)))
+    with pytest.raises(fk.ShapeError, match="fewer dims than the transform's latent"):
+        fk.Flow(fk.PairColumns(), fk.Normal((3,)))
+    net = fk.nets.MLP((1,), (1, 3))
+    with pytest.raises(
+        fk.ShapeError,
+        match=r"transform.couple: the conditioner gave \(1, 1, 3\), wanted \(1, 1, 5\): "
+        r"MixLogistic\(components=1\) has 5 parameters",
+    ):
+        fk.Flow(fk.Chain(couple=fk.MixLogisticCDFCoupling(net, 1, dim=-1)), fk.Normal((2,)))
+
+
+def test_construction_draws_no_random_numbers():
+    torch.manual_seed(0)
+    parts = fk.UniformDequantizer(4), fk.Logit(0.05)
+    before = torch.get_rng_state()
+    fk.Flow(fk.Chain(*parts), fk.Normal((2,)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_odd_widths_and_channels_are_refused():
+    for part, shape, message in [
+        (fk.PairColumns(), (3, 4, 5), "its width is 5, wanted an even one"),
+        (fk.PairCheckerboard(), (3, 4, 5), "its width is 5, wanted an even one"),
+        (fk.PairChannels(), (3, 4, 4), "its number of channels is 3, wanted an even one"),
+        (fk.Squeeze(), (3, 5, 4), "its height is 5, wanted an even one"),
+        (fk.Squeeze(3), (3, 9, 4), "its width is 4, wanted a multiple of 3"),
+    ]:
+        with pytest.raises(fk.ShapeError, match=message):
+            part(torch.zeros(2, *shape))
+    with pytest.raises(fk.ShapeError, match="its number of channels is 3, wanted a multiple of 4"):
+        fk.Squeeze().inverse(torch.zeros(2, 3, 4, 4))
+
+
+def test_supports_that_do_not_fit_are_refused_with_both_parts():
+    with pytest.raises(fk.DomainError, match=r"squash \(Logit\) takes values in .* but norm \(ActNorm\) gives"):
+        fk.Chain(norm=fk.ActNorm((2,)), squash=fk.Logit())
+    with pytest.raises(fk.DomainError, match="1 \\(UniformDequantizer\\)"):
+        fk.Chain(fk.Logit(), fk.UniformDequantizer(4))
+    fk.Chain(fk.UniformDequantizer(4), fk.PairColumns(), fk.Logit())  # a rearrangement keeps the support
+
+
+def test_a_bound_is_not_called_a_density():
+    flow = fk.Flow(fk.Chain(fk.UniformDequantizer(4), fk.Logit(0.05)), fk.Normal((2,)))
+    assert not flow.exact and "lower bound" in repr(flow)
+    with pytest.raises(fk.NotExact, match="only a bound"):
+        flow.sample_and_log_prob((2,))
+    with pytest.raises(fk.NotExact, match="carry no gradient"):
+        flow.rsample((2,))
+    exact = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
+    assert exact.exact and "exact" in repr(exact)
+
+
+def test_rsample_has_gradients_and_sample_has_none():
+    flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
+    assert flow.rsample((3,)).requires_grad and not flow.sample((3,)).requires_grad
+
+
+def test_generators_make_draws_repeatable_and_leave_the_global_state():
+    flow = perturb(fk.zoo.flowpp(config="digits", filters=8, blocks=1)).eval()
+    before = torch.get_rng_state()
+    seeded = [flow.sample((2,), generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*seeded)
+    scores = [flow.log_prob(seeded[0], generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert torch.equal(*scores)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flow_called_is_log_prob():
+    flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
+    x = torch.randn(3, 2)
+    assert torch.equal(flow(x), flow.log_prob(x))
+
+
+def test_parts_are_replaced_not_assigned():
+    chain = fk.Chain(dequantize=fk.UniformDequantizer(4), logit=fk.Logit(0.05))
+    with pytest.raises(AttributeError, match=r"chain.replace\(dequantize="):
+        chain.dequantize = fk.UniformDequantizer(8)
+    other = chain.replace(dequantize=fk.UniformDequantizer(8))
+    assert other["logit"] is chain["logit"] and other["dequantize"].levels == 8 and chain["dequantize"].levels == 4
+    with pytest.raises(KeyError, match="no part named 'dequantise'; there are dequantize, logit"):
+        chain.replace(dequantise=fk.UniformDequantizer(8))
+    with pytest.raises(ValueError, match="no parts"):
+        fk.Chain()
+    with pytest.raises(ValueError, match="not both"):
+        fk.Chain(fk.Logit(), norm=fk.ActNorm((2,)))
+    with pytest.raises(ValueError, match="'forward' cannot name a part"):
+        fk.Chain(forward=fk.Logit())
+
+
+def test_names_of_parts_are_the_keys_of_the_state_dict():
+    flow = fk.zoo.flowpp(config="digits", filters=8, blocks=1)
+    keys = flow.state_dict().keys()
+    assert "transform.columns2.1.couple.conditioner.enter.weight" in keys
+    assert "transform.dequantize.encoder.enter.weight" in keys
+    assert flow.transform["columns2"][1]["couple"].path == "transform.columns2.1.couple"
+
+
+def test_validation_mode_names_the_layer_and_the_value():
+    flow = fk.Flow(fk.Chain(norm=fk.ActNorm((2,)), squash=fk.Sigmoid().inv.inv), fk.Uniform((2,)))
+    x = torch.tensor([[0.0, 1.0], [float("nan"), 2.0]])
+    with (
+        fk.debugging.validation(flow),
+        pytest.raises(fk.DomainError, match=r"transform.norm: x is nan in example \(1, 0\), wanted no NaN"),
+    ):
+        flow.log_prob(x)
+    flow.log_prob(x)  # the mode is over
+    with torch.no_grad():
+        flow.transform["norm"].gain.fill_(float("nan"))
+    with fk.debugging.validation(flow), pytest.raises(fk.DomainError, match="transform.norm: z is nan"):
+        flow.log_prob(torch.zeros(1, 2))
+    with fk.debugging.validation(flow), pytest.raises(fk.DomainError, match=r"z is 2.0 in example .* Interval"):
+        flow.transform.inverse(torch.full((1, 2), 2.0))

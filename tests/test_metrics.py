@@ -1,0 +1,139 @@
+"""Bounds are bounds, and bits/dim is kept by the book."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import flowkit as fk
+from tests.support import FixedBase, perturb
+
+LEVELS = 4
+STATES = torch.cartesian_prod(torch.arange(LEVELS), torch.arange(LEVELS))
+
+
+def behind():
+    """From the unit square to a normal latent."""
+    net = fk.nets.MLP((1,), (1, 8), hidden=(16,))
+    return [fk.Logit(margin=0.05), fk.MixLogisticCDFCoupling(net, 2, dim=-1), fk.Flip(-1), fk.ActNorm((2,))]
+
+
+def toy(variational, seed=0):
+    torch.manual_seed(seed)
+    if variational:
+        net = fk.nets.MLP((1,), (1, 2), hidden=(16,), context=3)
+        noise = fk.Flow(
+            fk.Chain(fk.AffineCoupling(net, dim=-1), fk.Flip(-1), fk.ActNorm((2,)), fk.Sigmoid()).inv,
+            fk.Normal((2,)),
+            context_shape=(3,),
+        )
+        dequantize = fk.VariationalDequantizer(noise, LEVELS, Encoder())
+    else:
+        dequantize = fk.UniformDequantizer(LEVELS)
+    return perturb(fk.Flow(fk.Chain(dequantize, *behind()), fk.Normal((2,))).double(), scale=0.4, seed=seed)
+
+
+class Encoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 3)
+
+    def forward(self, x, context=None):
+        return torch.tanh(self.linear(x))
+
+
+def draws(flow, number):
+    with torch.no_grad():
+        return flow.log_prob(STATES.expand(number, -1, -1))
+
+
+@pytest.mark.parametrize("variational", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_log_prob_is_a_lower_bound(variational, seed):
+    """Sum over all states of exp(mean log_prob) is at most 1."""
+    flow = toy(variational, seed)
+    assert draws(flow, 4000).mean(0).exp().sum() <= 1
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_mean_of_exp_is_the_mass_inside_the_cube(variational):
+    """E exp(log_prob) is P(x) exactly; the sum is the share of latents that come from inside the cube, below 1."""
+    flow = toy(variational)
+    masses = draws(flow, 40_000).exp().sum(1)
+    cube = fk.Flow(fk.Chain(*list(flow.transform)[1:]), flow.base)
+    with torch.no_grad():
+        z = cube.sample((400_000,))
+    inside = ((z >= 0) & (z < 1)).all(-1).double()
+    error = math.hypot(masses.std() / len(masses) ** 0.5, inside.std() / len(inside) ** 0.5)
+    assert inside.mean() < 0.999  # else the test would show nothing
+    assert abs(masses.mean() - inside.mean()) < 3 * error
+
+
+@pytest.mark.parametrize("variational", [False, True])
+def test_importance_weighted_bound_grows_with_the_draws(variational):
+    flow = toy(variational)
+    generator = torch.Generator().manual_seed(0)
+    x = STATES.repeat(200, 1)
+    with torch.no_grad():
+        bounds = [fk.metrics.log_prob_bound(flow, x, draws=k, generator=generator).mean() for k in (1, 4, 16, 64)]
+        exact = draws(flow, 40_000).exp().mean(0).log().mean()
+    gaps = [(exact - bound).item() for bound in bounds]
+    assert gaps == sorted(gaps, reverse=True) and gaps[-1] > -1e-3, gaps
+    assert gaps[-1] < 0.25 * gaps[0], gaps
+
+
+@pytest.mark.parametrize(("levels", "bits"), [(256, 8.207529), (32, 5.207529), (17, 4.294992)])
+def test_identity_flow_on_uniform_data(levels, bits):
+    """Trap 5: the logit's margin and the levels, each counted once; by quadrature over the noise."""
+    nodes, weights = (torch.tensor(part) for part in np.polynomial.legendre.leggauss(16))
+    u, weights = (nodes + 1) / 2, weights / 2
+    x = torch.arange(levels)[:, None].expand(levels, 16).reshape(-1, 1)
+    noise = FixedNoise(u.repeat(levels)[:, None])
+    flow = fk.Flow(fk.Chain(fk.VariationalDequantizer(noise, levels), fk.Logit(margin=0.05)), fk.Normal((1,))).double()
+    found = fk.metrics.bits_per_dim(flow, x).reshape(levels, 16)
+    assert abs((found * weights).sum(1).mean() - bits) < 1e-6
+
+
+class FixedNoise(fk.Uniform):
+    """Uniform noise whose draw is given."""
+
+    def __init__(self, u):
+        super().__init__(u.shape[1:])
+        self.u = u
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        return self.u
+
+
+def test_bound_of_an_exact_flow_is_its_density():
+    flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
+    x = torch.randn(3, 2)
+    assert torch.equal(fk.metrics.log_prob_bound(flow, x, draws=7), flow.log_prob(x).double())
+
+
+def test_one_draw_is_log_prob_itself():
+    flow = toy(True)
+    one = fk.metrics.log_prob_bound(flow, STATES, draws=1, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(one, flow.log_prob(STATES, generator=torch.Generator().manual_seed(3)))
+
+
+def test_bits_per_dim_is_one_value_per_example():
+    flow = toy(False)
+    assert fk.metrics.bits_per_dim(flow, STATES[0]).shape == ()
+    assert fk.metrics.bits_per_dim(flow, STATES.reshape(4, 4, 2), draws=2).shape == (4, 4)
+
+
+def test_no_draws_are_refused():
+    with pytest.raises(ValueError, match="draws is 0, wanted at least 1"):
+        fk.metrics.log_prob_bound(toy(False), STATES, draws=0)
+
+
+def test_fixed_base_serves_as_noise():
+    """A base that returns a given draw fixes the dequantizer's noise, in initialize too."""
+    eps = torch.randn(16, 2, dtype=torch.double)
+    flow = toy(True)
+    flow.transform[0].noise.base = FixedBase(eps)
+    assert torch.equal(flow.log_prob(STATES), flow.log_prob(STATES))
+    fk.initialize(flow, STATES)
+    assert flow.to_latent(STATES).mean(0).abs().max() < 1e-10
