@@ -1,8 +1,7 @@
-r"""The logit of a mixture-of-logistics CDF, its inverse, and the logarithm of its slope.
+"""The logit of a mixture-of-logistics CDF, its inverse, and the logarithm of its slope.
 
-.. math::
-    F(x) = \sum_k \pi_k\, \sigma(z_k), \quad z_k = (x - \mu_k)\, e^{-s_k}, \quad \pi = \mathrm{softmax}(w), \quad
-    y = \operatorname{logit} F(x) = \log F(x) - \log(1 - F(x))
+    F(x) = sum over k of pi_k sigmoid(z_k),  z_k = (x - mu_k) exp(-s_k),  pi = softmax(w)
+    y = logit F(x) = log F(x) - log(1 - F(x))
 
 from Ho et al. 2019, "Flow++" (https://arxiv.org/abs/1902.00275), section 3.2: the nonlinear part of the coupling law
 x -> logit F(x) exp(a) + b. CDF and logit are one function here, because the CDF alone runs out of digits in the tails,
@@ -10,13 +9,13 @@ where its logit is nearly linear.
 
 Three rules keep every digit that the inputs have:
 
-* :math:`S = 1 - F = \sum_k \pi_k \sigma(-z_k)` is its own sum, never a difference.
-* :math:`\log dy/dx = \log(f/F + f/S)` with :math:`f = F'`. The equivalent
-  :math:`\log f - \log F - \log S` subtracts numbers of the size of y in the tails.
+* S = 1 - F = sum of pi_k sigmoid(-z_k) is its own sum, never a difference.
+* log dy/dx = log(f/F + f/S) with f = F'. The equivalent log f - log F - log S subtracts numbers of the size of y in the
+  tails.
 * Gradients are closed forms. Autograd through a decomposition with min, max or abs doubles dy/dx at x = mean.
 
 Both functions have a backward of their own, which is made of differentiable operations whenever a graph is asked for;
-so derivatives of any order exist, in ``torch.func`` too.
+so derivatives of any order exist, in `torch.func` too.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from flowkit.errors import DomainError, ShapeError
+from flowkit.functional.eager import values_at_hand
 from flowkit.functional.rootfind import solve_increasing
 
 __all__ = ["logit_mix_logistic_cdf", "logit_mix_logistic_cdf_inverse"]
@@ -41,14 +40,14 @@ _FIXED_ITERATIONS = {torch.float32: 26, torch.float64: 30}  # where they cannot:
 
 
 def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-    r"""y = logit F(x) for a mixture of logistic distributions, and log dy/dx, element by element.
+    """y = logit F(x) for a mixture of logistic distributions, and log dy/dx, element by element.
 
     Args:
         x: shape (*S).
         logits, means, log_scales: shape (*S, K), K >= 1: w, mu and s of the components. There is no floor on s.
 
     Returns:
-        y and ``log_derivative`` = log dy/dx, both of shape (*S).
+        y and `log_derivative` = log dy/dx, both of shape (*S).
 
     Domain: finite inputs, abs(s) <= 80 in float32 and 700 in float64 (e^s and e^-s are normal numbers). Where
     (x - mu) e^-s exceeds the dtype's range it saturates at 1/16 of the largest number.
@@ -68,9 +67,9 @@ def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales:
 def logit_mix_logistic_cdf_inverse(
     y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""The x with logit F(x) = y, see :func:`logit_mix_logistic_cdf`, and log dx/dy.
+    """The x with logit F(x) = y, see `logit_mix_logistic_cdf`, and log dx/dy.
 
-    x lies between the smallest and the largest :math:`\mu_k + e^{s_k} y`, each component's quantile at the level of y,
+    x lies between the smallest and the largest mu_k + exp(s_k) y, each component's quantile at the level of y,
     because F is a convex combination. In this bracket a safeguarded Newton iteration on the logit goes on until the
     residual in y is down to rounding. The error in x is this residual divided by dy/dx, and therefore large where the
     CDF is flat, as between sharp components: no method can do better there.
@@ -81,7 +80,7 @@ def logit_mix_logistic_cdf_inverse(
         logits, means, log_scales: shape (*S, K), K >= 1.
 
     Returns:
-        x and ``log_derivative`` = log dx/dy at this x, both of shape (*S).
+        x and `log_derivative` = log dx/dy at this x, both of shape (*S).
 
     Domain: finite inputs, abs(s) <= 80 in float32 and 700 in float64. The bracket saturates at 1/16 of the dtype's
     largest number, and so do dx/dy and the gradient of y.
@@ -294,10 +293,8 @@ class _Mixture(NamedTuple):
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    """Whether values may steer the computation: no compiler, no fake or meta tensor, no vmap, no device to wait for."""
-    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()) and all(
-        type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and torch._C._has_storage(t) for t in tensors
-    )
+    """Whether values may steer the computation: they are at hand, and there is no device to wait for."""
+    return values_at_hand(*tensors) and all(t.device.type == "cpu" for t in tensors)
 
 
 def _tiles(shape: torch.Size, components: int) -> Iterator[tuple[slice, ...]]:

@@ -22,7 +22,7 @@ def solve_increasing(
     iterations: int,
     compact: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Solve ``function(x, *arguments)[0] = target`` for x, every element on its own.
+    """Solve `function(x, *arguments)[0] = target` for x, every element on its own.
 
     A Newton step is taken if it ends strictly inside the bracket and is at most half as long as the step before;
     otherwise the bracket is halved. An element has converged, *and keeps its x*, as soon as one of these holds:
@@ -35,13 +35,13 @@ def solve_increasing(
     find it not strictly inside, and bisect a wide bracket for nothing.)
 
     Args:
-        function: ``(x, *arguments) -> (value, log_slope)``, value increasing in x, log_slope = log d value / d x.
+        function: `(x, *arguments) -> (value, log_slope)`, value increasing in x, log_slope = log d value / d x.
         target, lower, upper, start, resolution: shape (N,); lower <= root <= upper up to rounding, start in between,
             resolution > 0 the length below which differences of x around 0 do not matter to the function.
         arguments: per-element arguments of the function, elements last: shape (..., N).
         iterations: the most evaluations an element gets.
         compact: stop when all have converged and drop converged elements on the way. This reads values on the host;
-            with ``False`` exactly ``iterations`` evaluations are made and any tensor (fake, on a GPU) will do.
+            with `False` exactly `iterations` evaluations are made and any tensor (fake, on a GPU) will do.
 
     Returns:
         x and the log_slope at this very x, both of shape (N,). No gradient flows: use it inside an autograd.Function.

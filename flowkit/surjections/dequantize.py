@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError
+from flowkit.functional.eager import values_at_hand
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
 from flowkit.transform import Transform
@@ -36,9 +37,7 @@ class Dequantizer(Transform):
     def _check_integers(self, x: Tensor) -> None:
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise DomainError(f"{self.path}: x is {x.dtype}, wanted integers from 0 to {self.levels - 1}")
-        if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type == "meta" or not x.numel():
-            return  # the values are not at hand
-        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if not x.numel() or not values_at_hand(x):
             return
         low, high = (value.item() for value in x.aminmax())
         if low < 0 or high >= self.levels:
