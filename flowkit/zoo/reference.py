@@ -54,16 +54,16 @@ def flowpp_from_reference(variables: Mapping[str, ArrayLike], *, config: str, **
             missing = [name for name in names if name not in arrays]
             if missing:
                 raise registry.WeightsError(f"flowpp_from_reference: no variable {missing[0]!r}, which {config} has")
-            parts = [_channels_first(torch.tensor(arrays[name]), name) for name in names]
-            value = torch.stack(parts) if len(parts) > 1 else parts[0]
-            # Dense kernels are 1x1 convolutions here, and norms may come with dims of size 1.
-            if value.numel() != parameter.numel() or value.squeeze().shape != parameter.squeeze().shape:
-                came = " and ".join(str(arrays[name].shape) for name in names)
-                raise registry.WeightsError(
-                    f"flowpp_from_reference: {' and '.join(names)} come as {came}, which does not fit "
-                    f"{tuple(parameter.shape)}"
-                )
-            parameter.copy_(value.reshape(parameter.shape))
+            targets = parameter.unbind() if len(names) > 1 else (parameter,)
+            for name, target in zip(names, targets, strict=True):
+                value = _channels_first(torch.tensor(arrays[name]), name)
+                # Dense kernels are 1x1 convolutions here, and norms may come with dims of size 1.
+                if value.squeeze().shape != target.squeeze().shape:
+                    raise registry.WeightsError(
+                        f"flowpp_from_reference: {name} comes as {arrays[name].shape}, which does not fit "
+                        f"{tuple(target.shape)}"
+                    )
+                target.copy_(value.reshape(target.shape))
             used.update(names)
     left = sorted(arrays.keys() - used)
     if left:
