@@ -84,5 +84,3 @@ def demo(options: argparse.Namespace) -> None:
     print(f"{score} on {len(scores)} held-out digits: an upper bound, with {draws} each")
     print(f"(the card says {card['bits_per_dim']:.3f}, with {card['importance_samples']}; no model at all takes 4.087)")
     print(f"{options.out}: 64 samples beside 64 real digits; {time.monotonic() - start:.0f} s in all")
-
-

@@ -37,9 +37,7 @@ class Distribution(nn.Module, ABC):
     def __call__(self, *args: object, **kwargs: object) -> Tensor:
         return super().__call__(*args, **kwargs)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """`log_prob`, through `__call__`: the way in that DDP and FSDP synchronise."""
         return self.log_prob(x, context, **drawn_with(generator))
 
@@ -49,9 +47,7 @@ class Distribution(nn.Module, ABC):
         return len(self.event_shape)
 
     @abstractmethod
-    def log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats at x (*batch, *event): (*batch). `generator` is for those that draw noise for it."""
 
     def rsample(

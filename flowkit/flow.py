@@ -94,9 +94,7 @@ class Flow(Distribution):
             raise ShapeError("Flow: event_shape of a conditional flow is known only if context_shape was given")
         return self._event_shape
 
-    def log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats, or one draw of a lower bound on it where `exact` is False: (*batch)."""
         x, context = self._with_context(x, context)
         z, term = run_forward(self.transform, x, context, generator)

@@ -97,7 +97,7 @@ class MixLogisticCDFCoupling(Coupling):
         x, z: (*batch, *event of -dim dims); l: (*batch).
 
     Reference:
-        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2, https://arxiv.org/abs/1902.00275.
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
 
     >>> import torch, flowkit as fk
     >>> coupling = MixLogisticCDFCoupling(fk.nets.MLP((1,), (1, 14), hidden=(8,)), components=4, dim=-1)

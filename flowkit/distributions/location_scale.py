@@ -33,9 +33,7 @@ class LocationScale(Distribution):
     loc: Tensor
     scale: Tensor
 
-    def __init__(
-        self, event_shape: Sequence[int], loc: float | Tensor = 0.0, scale: float | Tensor = 1.0
-    ) -> None:
+    def __init__(self, event_shape: Sequence[int], loc: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> None:
         super().__init__()
         self.event_shape = torch.Size(event_shape)
         for name, value in (("loc", loc), ("scale", scale)):
@@ -60,9 +58,7 @@ class LocationScale(Distribution):
     def _standard_sample(self, shape: torch.Size, generator: torch.Generator | None) -> Tensor:
         """Draws of the standard element, with this distribution's dtype and device."""
 
-    def log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event(x)
         elements = self._standard_log_prob((x - self.loc) / self.scale) - self.scale.log()
         return sum_rightmost(elements.expand(x.shape), len(self.event_shape))

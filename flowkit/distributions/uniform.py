@@ -44,9 +44,7 @@ class Uniform(Distribution):
         self.register_buffer("low", torch.tensor(float(low)), persistent=False)
         self.register_buffer("high", torch.tensor(float(high)), persistent=False)
 
-    def log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event(x)
         inside = (x >= self.low) & (x <= self.high)
         return sum_rightmost(-torch.where(inside, (self.high - self.low).log(), torch.inf), len(self.event_shape))

@@ -3,7 +3,7 @@
     F(x) = sum over k of pi_k sigmoid(z_k),  z_k = (x - mu_k) exp(-s_k),  pi = softmax(w)
     y = logit F(x) = log F(x) - log(1 - F(x))
 
-from Ho et al. 2019, "Flow++" (https://arxiv.org/abs/1902.00275), section 3.2: the nonlinear part of the coupling law
+from Ho et al. 2019, "Flow++" (https://arxiv.org/abs/1902.00275), section 3.2.1: the nonlinear part of the coupling law
 x -> logit F(x) exp(a) + b. CDF and logit are one function here, because the CDF alone runs out of digits in the tails,
 where its logit is nearly linear.
 

@@ -30,7 +30,7 @@ class MixLogistic(Map):
         ValueError: for fewer than one component.
 
     Reference:
-        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2, https://arxiv.org/abs/1902.00275.
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
 
     >>> import torch
     >>> mix = MixLogistic(components=4)

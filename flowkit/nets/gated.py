@@ -33,7 +33,7 @@ class GatedConv(nn.Module):
         x: (batch, filters, H, W); context: (batch, context, H, W); output as x.
 
     Reference:
-        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.3, https://arxiv.org/abs/1902.00275.
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.2, https://arxiv.org/abs/1902.00275.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GatedAttention(nn.Module):
         x: (batch, filters, H, W); positions: (filters, H, W); output as x.
 
     Reference:
-        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.3, https://arxiv.org/abs/1902.00275.
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.2, https://arxiv.org/abs/1902.00275.
     """
 
     def __init__(self, filters: int, heads: int = 4, *, dropout: float = 0.0, weight_norm: bool = False) -> None:
@@ -157,7 +157,7 @@ class GatedConvAttention(nn.Module):
         ValueError: if `filters` is not a multiple of `heads`.
 
     Reference:
-        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.3, https://arxiv.org/abs/1902.00275.
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.2, https://arxiv.org/abs/1902.00275.
 
     >>> import torch
     >>> net = GatedConvAttention((3, 8, 4), out=14, filters=16, blocks=1)

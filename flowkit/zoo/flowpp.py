@@ -1,7 +1,7 @@
 """Flow++ (Ho, Chen, Srinivas, Duan, Abbeel, 2019, https://arxiv.org/abs/1902.00275), assembled from the parts.
 
-Section 3.1 is `dequantizer`; 3.2, the coupling, and 3.3, its network, are `step`; the whole is `assemble`. The
-published sizes stand below as `CONFIGS`.
+Beside the paper: section 3.1 is `dequantizer`, 3.2 is `step`, and the whole is `assemble`; the published sizes stand
+at the end as `CONFIGS`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,101 @@ from flowkit.zoo import registry
 
 __all__ = ["CONFIGS", "FlowppConfig", "flowpp"]
 
+
+def dequantizer(config: FlowppConfig) -> Transform:
+    """Section 3.1: the noise is a flow on the unit cube, conditional on the image."""
+    if not config.variational:
+        return UniformDequantizer(config.levels)
+    c, h, w = config.shape
+    steps = (step((2, c, h, w // 2), config, dequantizing=True) for _ in range(config.dequant_couplings))
+    to_cube = Chain(columns=within(PairColumns(), *steps), unit=Sigmoid())
+    noise = Flow(to_cube.inv, Normal(config.shape), context_shape=(config.context_filters, h, w // 2))
+    encoder = ImageContext(
+        config.shape,
+        out=config.context_filters,
+        blocks=config.context_blocks,
+        heads=config.heads,
+        dropout=config.dropout,
+        attention=config.context_attention,
+        norm=config.context_norm,
+        weight_norm=config.weight_norm,
+    )
+    return VariationalDequantizer(noise, config.levels, encoder)
+
+
+def step(pair: tuple[int, ...], config: FlowppConfig, *, dequantizing: bool = False) -> Chain:
+    """Section 3.2: normalize, mix channels, one coupling, exchange the halves. `pair` is (2, C, h, w)."""
+    map: Map = MixLogistic(config.components) if config.components else Affine(log_scale_bound=1.0)
+    net = GatedConvAttention(
+        pair[1:],
+        out=map.num_params,
+        filters=(config.dequant_filters if dequantizing else None) or config.filters,
+        blocks=config.dequant_blocks if dequantizing else config.blocks,
+        heads=config.heads,
+        context=config.context_filters if dequantizing else 0,
+        dropout=config.dropout,
+        attention=config.dequant_attention if dequantizing else config.attention,
+        weight_norm=config.weight_norm,
+        final_concat_elu=config.final_concat_elu,
+    )
+    parts: dict[str, Transform] = {"norm": ActNorm(pair)}
+    if config.channel_mixing:
+        parts["mix"] = Conv1x1(pair)
+    return Chain(**parts, couple=Coupling(map, net, dim=-4), flip=Flip(dim=-4))
+
+
+def assemble(config: FlowppConfig) -> Flow:
+    """The whole of section 3: dequantize, logit, couplings on columns and channels at every scale, a normal latent."""
+    parts: dict[str, Transform] = {"dequantize": dequantizer(config), "logit": Logit(margin=0.05)}
+    *stages, (_, _, latent) = config.stages()
+    for kind, count, (c, h, w) in stages:
+        name = f"{kind}{1 + sum(part.startswith(kind) for part in parts)}"
+        if kind == "columns":
+            parts[name] = within(PairColumns(), *(step((2, c, h, w // 2), config) for _ in range(count)))
+        elif kind == "channels":
+            parts[name] = within(PairChannels(), *(step((2, c // 2, h, w), config) for _ in range(count)))
+        else:
+            parts[name] = Chain(*(Squeeze(color_fastest=True) for _ in range(count)))
+    return Flow(Chain(**parts), base=Normal(latent))
+
+
+def flowpp(pretrained: str | None = None, *, config: str | None = None, **overrides: Any) -> Flow:
+    """Flow++ over integer images.
+
+    `log_prob` is one draw of a lower bound (`exact` is False); `flowkit.metrics` has tighter ones, and bits/dim.
+    A new model is to be initialized from data, `flowkit.initialize(flow, batch)`, and trained.
+
+    Args:
+        pretrained: name of trained weights, see `flowkit.zoo.available`; the flow comes in eval mode.
+        config: name of a published or small size, one of `CONFIGS`; "cifar10" if not given.
+        overrides: fields of `FlowppConfig`, to change a size.
+
+    Shapes:
+        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch).
+
+    Raises:
+        ValueError: for an unknown name, an impossible size, or a config beside `pretrained`.
+
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, https://arxiv.org/abs/1902.00275.
+
+    >>> import torch
+    >>> flow = flowpp(config="digits", filters=8, blocks=1)
+    >>> flow.sample((2,)).shape, flow.exact
+    (torch.Size([2, 1, 8, 8]), False)
+    """
+    if pretrained is None:
+        return assemble(configuration(config or "cifar10", **overrides))
+    if config is not None or overrides:
+        given = ", ".join(([] if config is None else ["config"]) + list(overrides))
+        raise ValueError(f"flowpp: pretrained={pretrained!r} brings its own config; {given} cannot stand beside it")
+    card, weights = registry.read("flowpp", pretrained)
+    flow = assemble(FlowppConfig(**card["config"]))
+    registry.load(flow, weights, f"flowpp-{pretrained}")
+    return flow.eval()
+
+
+# Kinds of stages and their counts, in order.
 Layout = tuple[tuple[str, int], ...]
 
 
@@ -119,99 +214,6 @@ class FlowppConfig:
                     raise ValueError(f"flowpp: shape {self.shape} comes to {(c, h, w)} at 'squeeze': a side is odd")
                 c, h, w = 4 * c, h // 2, w // 2
         return [*found, ("latent", 0, (c, h, w))]
-
-
-def step(pair: tuple[int, ...], config: FlowppConfig, *, dequantizing: bool = False) -> Chain:
-    """Sections 3.2 and 3.3: normalize, mix channels, one coupling, exchange the halves. `pair` is (2, C, h, w)."""
-    map: Map = MixLogistic(config.components) if config.components else Affine(log_scale_bound=1.0)
-    net = GatedConvAttention(
-        pair[1:],
-        out=map.num_params,
-        filters=(config.dequant_filters if dequantizing else None) or config.filters,
-        blocks=config.dequant_blocks if dequantizing else config.blocks,
-        heads=config.heads,
-        context=config.context_filters if dequantizing else 0,
-        dropout=config.dropout,
-        attention=config.dequant_attention if dequantizing else config.attention,
-        weight_norm=config.weight_norm,
-        final_concat_elu=config.final_concat_elu,
-    )
-    parts: dict[str, Transform] = {"norm": ActNorm(pair)}
-    if config.channel_mixing:
-        parts["mix"] = Conv1x1(pair)
-    return Chain(**parts, couple=Coupling(map, net, dim=-4), flip=Flip(dim=-4))
-
-
-def dequantizer(config: FlowppConfig) -> Transform:
-    """Section 3.1: the noise is a flow on the unit cube, conditional on the image."""
-    if not config.variational:
-        return UniformDequantizer(config.levels)
-    c, h, w = config.shape
-    steps = (step((2, c, h, w // 2), config, dequantizing=True) for _ in range(config.dequant_couplings))
-    to_cube = Chain(columns=within(PairColumns(), *steps), unit=Sigmoid())
-    noise = Flow(to_cube.inv, Normal(config.shape), context_shape=(config.context_filters, h, w // 2))
-    encoder = ImageContext(
-        config.shape,
-        out=config.context_filters,
-        blocks=config.context_blocks,
-        heads=config.heads,
-        dropout=config.dropout,
-        attention=config.context_attention,
-        norm=config.context_norm,
-        weight_norm=config.weight_norm,
-    )
-    return VariationalDequantizer(noise, config.levels, encoder)
-
-
-def assemble(config: FlowppConfig) -> Flow:
-    """The whole of section 3: dequantize, logit, couplings on columns and channels at every scale, a normal latent."""
-    parts: dict[str, Transform] = {"dequantize": dequantizer(config), "logit": Logit(margin=0.05)}
-    *stages, (_, _, latent) = config.stages()
-    for kind, count, (c, h, w) in stages:
-        name = f"{kind}{1 + sum(part.startswith(kind) for part in parts)}"
-        if kind == "columns":
-            parts[name] = within(PairColumns(), *(step((2, c, h, w // 2), config) for _ in range(count)))
-        elif kind == "channels":
-            parts[name] = within(PairChannels(), *(step((2, c // 2, h, w), config) for _ in range(count)))
-        else:
-            parts[name] = Chain(*(Squeeze(color_fastest=True) for _ in range(count)))
-    return Flow(Chain(**parts), base=Normal(latent))
-
-
-def flowpp(pretrained: str | None = None, *, config: str | None = None, **overrides: Any) -> Flow:
-    """Flow++ over integer images.
-
-    `log_prob` is one draw of a lower bound (`exact` is False); `flowkit.metrics` has tighter ones, and bits/dim.
-    A new model is to be initialized from data, `flowkit.initialize(flow, batch)`, and trained.
-
-    Args:
-        pretrained: name of trained weights, see `flowkit.zoo.available`; the flow comes in eval mode.
-        config: name of a published or small size, one of `CONFIGS`; "cifar10" if not given.
-        overrides: fields of `FlowppConfig`, to change a size.
-
-    Shapes:
-        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch).
-
-    Raises:
-        ValueError: for an unknown name, an impossible size, or a config beside `pretrained`.
-
-    Reference:
-        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, https://arxiv.org/abs/1902.00275.
-
-    >>> import torch
-    >>> flow = flowpp(config="digits", filters=8, blocks=1)
-    >>> flow.sample((2,)).shape, flow.exact
-    (torch.Size([2, 1, 8, 8]), False)
-    """
-    if pretrained is None:
-        return assemble(configuration(config or "cifar10", **overrides))
-    if config is not None or overrides:
-        given = ", ".join(([] if config is None else ["config"]) + list(overrides))
-        raise ValueError(f"flowpp: pretrained={pretrained!r} brings its own config; {given} cannot stand beside it")
-    card, weights = registry.read("flowpp", pretrained)
-    flow = assemble(FlowppConfig(**card["config"]))
-    registry.load(flow, weights, f"flowpp-{pretrained}")
-    return flow.eval()
 
 
 def configuration(config: str, **overrides: Any) -> FlowppConfig:
