@@ -83,16 +83,16 @@ class Distribution(nn.Module, ABC):
         x = draw(sample_shape, context, generator=generator)
         return x, self.log_prob(x, context)
 
-    def check_event(self, x: Tensor) -> None:
-        """Refuse an x whose rightmost dims are not the event.
+    def check_event(self, name: str, value: Tensor, event: torch.Size | None = None) -> None:
+        """Refuse a value whose rightmost dims are not the event, by default that of this distribution.
 
         Raises:
             ShapeError: naming what came and what was wanted.
         """
-        event = tuple(self.event_shape)
-        if x.ndim < len(event) or tuple(x.shape[x.ndim - len(event) :]) != event:
-            wanted = ", ".join(map(str, event))
-            raise ShapeError(f"{type(self).__name__}: x has shape {tuple(x.shape)}, wanted (*batch, {wanted})")
+        event = self.event_shape if event is None else event
+        if value.shape[max(value.ndim - len(event), 0) :] != event:
+            wanted = ", ".join(["*batch", *map(str, event)])
+            raise ShapeError(f"{type(self).__name__}: {name} has shape {tuple(value.shape)}, wanted ({wanted})")
 
 
 def drawn_with(generator: torch.Generator | None) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class Flow(Distribution):
         context_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(transform, Transform):
+            raise TypeError(f"Flow: transform is a {type(transform).__name__}, wanted a Transform")
+        if not isinstance(base, Distribution):
+            came = f"{type(base).__module__}.{type(base).__name__}"
+            raise TypeError(f"Flow: base is a {came}, wanted a flowkit Distribution, such as flowkit.Normal")
         if context_shape is not None:
             if context_ndim not in (None, len(context_shape)):
                 raise ValueError(f"Flow: context_ndim={context_ndim} and context_shape={tuple(context_shape)} disagree")
@@ -96,7 +101,7 @@ class Flow(Distribution):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats, or one draw of a lower bound on it where `exact` is False: (*batch)."""
-        x, context = self._with_context(x, context)
+        x, context = self._with_context("x", x, context)
         z, term = run_forward(self.transform, x, context, generator)
         return self._sum(term) + self._base_log_prob(z, context)
 
@@ -104,14 +109,14 @@ class Flow(Distribution):
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """z of x: (*batch, *latent)."""
-        x, context = self._with_context(x, context)
+        x, context = self._with_context("x", x, context)
         return run_forward(self.transform, x, context, generator)[0]
 
     def from_latent(
         self, z: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """x of z: (*batch, *event)."""
-        z, context = self._with_context(z, context, len(self.base.event_shape))
+        z, context = self._with_context("z", z, context)
         return run_inverse(self.transform, z, context, generator)[0]
 
     def sample(
@@ -197,17 +202,18 @@ class Flow(Distribution):
         batch = context.shape[: context.ndim - self.context_ndim]  # type: ignore[operator]
         return (context if self.context_net is None else self.context_net(context)), batch
 
-    def _with_context(
-        self, value: Tensor, context: Tensor | None, event_ndim: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """`value` and the encoded context, expanded to one batch."""
+    def _with_context(self, name: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`value`, an x or a z, and the encoded context, expanded to one batch."""
+        event_ndim = self.event_ndim if name == "x" else self.base.event_ndim
+        event_shape = self._event_shape if name == "x" else self.base.event_shape
+        if event_shape is not None:
+            self.check_event(name, value, event_shape)
+        elif value.ndim < event_ndim:
+            raise ShapeError(f"Flow: {name} has shape {tuple(value.shape)}, wanted at least {event_ndim} dims of event")
         self._check_context(context)
         if context is None:
             return value, None
         encoded, context_batch = self._encode(context)
-        event_ndim = self.event_ndim if event_ndim is None else event_ndim
-        if value.ndim < event_ndim:
-            raise ShapeError(f"Flow: value has shape {tuple(value.shape)}, wanted at least {event_ndim} dims of event")
         batch, event = value.shape[: value.ndim - event_ndim], value.shape[value.ndim - event_ndim :]
         try:
             joint = torch.broadcast_shapes(batch, context_batch)
@@ -241,7 +247,7 @@ class Flow(Distribution):
             # One batch dim: it shows a part that mistakes it for its event.
             z = torch.empty(1, *self.base.event_shape, **options)
             context = None if context_shape is None else torch.empty(1, *context_shape, **options)
-            z, context = self._with_context(z, context, len(self.base.event_shape))
+            z, context = self._with_context("z", z, context)
             return run_inverse(self.transform, z, context, None)[0].shape[1:]
 
     def extra_repr(self) -> str:

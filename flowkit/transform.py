@@ -76,7 +76,10 @@ class Transform(nn.Module, ABC):
 
         Raises:
             ShapeError: naming this part, what came and what was wanted.
+            DomainError: for integers, if the domain is continuous.
         """
+        if not value.is_floating_point() and self.domain is not None and not self.domain.is_discrete:
+            raise DomainError(f"{self.path}: {name} is {value.dtype}, wanted a floating dtype")
         came = tuple(value.shape[max(value.ndim - len(event), 0) :])
         if len(came) != len(event) or any(w is not None and w != c for w, c in zip(event, came, strict=True)):
             wanted = ", ".join("any" if size is None else str(size) for size in event)
@@ -193,6 +196,8 @@ class Chain(Transform):
         if not every:
             raise ValueError("Chain: no parts; a chain has at least one")
         for name, part in every.items():
+            if not isinstance(part, Transform):
+                raise TypeError(f"Chain: part {name} is a {type(part).__name__}, wanted Transforms: Chain(one, two)")
             if hasattr(type(self), name):
                 raise ValueError(f"Chain: {name!r} cannot name a part, it is an attribute of every chain")
             self.add_module(name, part)

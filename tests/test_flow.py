@@ -217,3 +217,34 @@ def test_validation_mode_names_the_layer_and_the_value():
         flow.log_prob(torch.zeros(1, 2))
     with fk.debugging.validation(flow), pytest.raises(fk.DomainError, match=r"z is 2.0 in example .* Interval"):
         flow.transform.inverse(torch.full((1, 2), 2.0))
+
+
+def test_what_is_no_transform_or_distribution_is_refused():
+    norm = fk.ActNorm((3,))
+    with pytest.raises(TypeError, match="part 1 is a Linear, wanted Transforms"):
+        fk.Chain(norm, torch.nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="part 0 is a list"):
+        fk.Chain([norm])
+    with pytest.raises(TypeError, match="transform is a Linear"):
+        fk.Flow(torch.nn.Linear(3, 3), fk.Normal(3))
+    with pytest.raises(TypeError, match=r"base is a torch\.distributions\.normal\.Normal"):
+        fk.Flow(norm, torch.distributions.Normal(0, 1))
+    with pytest.raises(TypeError, match="map is a ActNorm"):
+        fk.Coupling(norm, torch.nn.Identity(), dim=-1)
+
+
+def test_integers_are_refused_where_the_domain_is_continuous():
+    with pytest.raises(fk.DomainError, match=r"ActNorm: x is torch.int64, wanted a floating dtype"):
+        fk.ActNorm((2,))(torch.zeros(3, 2, dtype=torch.long))
+
+
+def test_wrong_data_and_latents_are_refused_at_the_door():
+    flow = fk.zoo.flowpp(config="digits", filters=8, blocks=1)
+    with pytest.raises(fk.ShapeError, match=r"x has shape \(2, 3, 8, 8\), wanted \(\*batch, 1, 8, 8\)"):
+        flow.log_prob(torch.zeros(2, 3, 8, 8, dtype=torch.long))
+    with pytest.raises(fk.ShapeError, match=r"z has shape \(2, 1, 8, 8\), wanted \(\*batch, 4, 4, 4\)"):
+        flow.from_latent(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(fk.DomainError, match=r"transform.dequantize: x is torch.float32, wanted integers from 0 to 16"):
+        flow.log_prob(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(fk.DomainError, match=r"x has values from 17 to 17, wanted integers from 0 to 16"):
+        flow.log_prob(torch.full((2, 1, 8, 8), 17))

@@ -48,6 +48,8 @@ class Coupling(Bijector):
 
     def __init__(self, map: Map, net: nn.Module, dim: int) -> None:
         super().__init__()
+        if not isinstance(map, Map):
+            raise TypeError(f"{type(self).__name__}: map is a {type(map).__name__}, wanted one of flowkit.maps")
         if dim >= 0:
             raise ValueError(f"{type(self).__name__}: dim is {dim}, wanted negative, counted from the right")
         self.map, self.conditioner, self.dim = map, net, dim

@@ -65,12 +65,12 @@ class ActNorm(Bijector):
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x)
         gain = self.gain.clamp(min=self.floor)
-        return (x * gain + self.bias).to(x.dtype), self._log_term(gain, x)
+        return x * gain + self.bias, self._log_term(gain, x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("z", z)
         gain = self.gain.clamp(min=self.floor)
-        return ((z - self.bias) / gain).to(z.dtype), -self._log_term(gain, z)
+        return (z - self.bias) / gain, -self._log_term(gain, z)
 
     def initialize_(self, value: Tensor, *, inverse: bool = False) -> None:
         """Set gain and bias so that what leaves in this direction has mean 0 and deviation 1.

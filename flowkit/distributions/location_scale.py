@@ -21,7 +21,7 @@ class LocationScale(Distribution):
     """x = loc + scale u, for a standard u whose elements are independent.
 
     Args:
-        event_shape: shape of one event.
+        event_shape: shape of one event; an int stands for one dim.
         loc: broadcast to `event_shape`.
         scale: positive, broadcast to `event_shape`.
 
@@ -33,9 +33,11 @@ class LocationScale(Distribution):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, event_shape: Sequence[int], loc: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> None:
+    def __init__(
+        self, event_shape: int | Sequence[int], loc: float | Tensor = 0.0, scale: float | Tensor = 1.0
+    ) -> None:
         super().__init__()
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = as_shape(event_shape)
         for name, value in (("loc", loc), ("scale", scale)):
             tensor = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.get_default_dtype())
             try:
@@ -59,7 +61,7 @@ class LocationScale(Distribution):
         """Draws of the standard element, with this distribution's dtype and device."""
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        self.check_event(x)
+        self.check_event("x", x)
         elements = self._standard_log_prob((x - self.loc) / self.scale) - self.scale.log()
         return sum_rightmost(elements.expand(x.shape), len(self.event_shape))
 

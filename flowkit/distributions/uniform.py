@@ -18,7 +18,7 @@ class Uniform(Distribution):
     """Uniform on the box [low, high]^event: log p(x) = -D log(high - low) inside, minus infinity outside.
 
     Args:
-        event_shape: shape of one event.
+        event_shape: shape of one event; an int stands for one dim.
         low: lower end of every side.
         high: upper end of every side, above `low`.
 
@@ -36,16 +36,16 @@ class Uniform(Distribution):
     low: Tensor
     high: Tensor
 
-    def __init__(self, event_shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
         if not low < high:
             raise DomainError(f"Uniform: low is {low} and high is {high}, wanted low < high")
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = as_shape(event_shape)
         self.register_buffer("low", torch.tensor(float(low)), persistent=False)
         self.register_buffer("high", torch.tensor(float(high)), persistent=False)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        self.check_event(x)
+        self.check_event("x", x)
         inside = (x >= self.low) & (x <= self.high)
         return sum_rightmost(-torch.where(inside, (self.high - self.low).log(), torch.inf), len(self.event_shape))
 

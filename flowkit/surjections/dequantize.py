@@ -27,8 +27,8 @@ class Dequantizer(Transform):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"{type(self).__name__}: levels is {levels}, wanted at least 2")
+        if not isinstance(levels, int) or levels < 2:
+            raise ValueError(f"{type(self).__name__}: levels is {levels!r}, wanted a whole number of at least 2")
         self.levels = levels
         self.domain = constraints.integer_interval(0, levels - 1)
         # Carries dtype and device of the noise, so that .double() and .to(device) mean it too.

@@ -83,7 +83,7 @@ def test_noise_and_encoder_go_together():
         fk.VariationalDequantizer(conditional, 8)
     with pytest.raises(ValueError, match="the noise takes no context"):
         fk.VariationalDequantizer(fk.Uniform((2,)), 8, torch.nn.Identity())
-    with pytest.raises(ValueError, match="levels is 1, wanted at least 2"):
+    with pytest.raises(ValueError, match="levels is 1, wanted a whole number of at least 2"):
         fk.UniformDequantizer(1)
 
 
