@@ -15,8 +15,10 @@ seeds = st.integers(0, 2**31 - 1)
 batch_shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 
 
-def values(constraint: constraints.Constraint | None, shape: tuple[int, ...]) -> st.SearchStrategy[Tensor]:
-    """Tensors of values of a set: int64 for integers, else float64; of the real line from -10 to 10."""
+def values(
+    constraint: constraints.Constraint | None, shape: tuple[int, ...], reach: float = 10
+) -> st.SearchStrategy[Tensor]:
+    """Tensors of values of a set: int64 for integers, else float64; of the real line from -reach to reach."""
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     if constraint is not None and constraint.is_discrete:
         drawn = arrays(np.int64, shape, elements=st.integers(low, high), fill=st.nothing())
@@ -26,5 +28,5 @@ def values(constraint: constraints.Constraint | None, shape: tuple[int, ...]) ->
         elements = st.floats(low + 0.001 * width, high - 0.001 * width)
         drawn = arrays(np.float64, shape, elements=elements, fill=st.nothing())
     else:
-        drawn = arrays(np.float64, shape, elements=st.floats(-10, 10), fill=st.nothing())
+        drawn = arrays(np.float64, shape, elements=st.floats(-reach, reach), fill=st.nothing())
     return drawn.map(torch.from_numpy)

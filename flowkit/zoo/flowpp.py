@@ -283,6 +283,6 @@ CONFIGS = {
         blocks=12,
         layout=(("squeeze", 2), ("columns", 4), *_SCALE, *_SCALE),
     ),
-    "digits": replace(_SMALL, shape=(1, 8, 8), levels=17),
+    "digits": replace(_SMALL, shape=(1, 8, 8), levels=17, filters=24, dropout=0.4),
     "mnist": replace(_SMALL, shape=(1, 28, 28), dropout=0.0, attention="none", dequant_attention="none"),
 }
