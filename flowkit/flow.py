@@ -60,8 +60,10 @@ class Flow(Distribution):
         if not isinstance(transform, Transform):
             raise TypeError(f"Flow: transform is a {type(transform).__name__}, wanted a Transform")
         if not isinstance(base, Distribution):
-            came = f"{type(base).__module__}.{type(base).__name__}"
-            raise TypeError(f"Flow: base is a {came}, wanted a flowkit Distribution, such as flowkit.Normal")
+            raise TypeError(
+                f"Flow: base is a {type(base).__module__}.{type(base).__name__}, "
+                "wanted a flowkit Distribution, such as flowkit.Normal"
+            )
         if context_shape is not None:
             if context_ndim not in (None, len(context_shape)):
                 raise ValueError(f"Flow: context_ndim={context_ndim} and context_shape={tuple(context_shape)} disagree")
@@ -71,6 +73,8 @@ class Flow(Distribution):
         self.transform, self.base, self.context_net = transform, base, context_net
         self.context_ndim = context_ndim
         self.has_rsample = base.has_rsample
+        # Fixed at construction, as the sums of a chain are; a base put in its place later is of the same kind.
+        self._latent_shape, self._base_takes_context = base.event_shape, base.context_ndim is not None
         self._event_ndim = len(base.event_shape) + transform.in_ndim - transform.out_ndim
         if len(base.event_shape) < transform.out_ndim:
             raise ShapeError(
@@ -175,15 +179,15 @@ class Flow(Distribution):
         return x, log_prob - self._sum(term)
 
     def _sum(self, term: Tensor) -> Tensor:
-        extra = len(self.base.event_shape) - self.transform.out_ndim
+        extra = len(self._latent_shape) - self.transform.out_ndim
         return term.sum(tuple(range(-extra, 0))) if extra else term
 
     def _base_log_prob(self, z: Tensor, context: Tensor | None) -> Tensor:
-        return self.base.log_prob(z) if self.base.context_ndim is None else self.base.log_prob(z, context)
+        return self.base.log_prob(z, context) if self._base_takes_context else self.base.log_prob(z)
 
     def _base_arguments(self, shape: torch.Size, context: Tensor | None) -> tuple[Any, ...]:
         """What the base is asked to sample: a conditional one adds the context's batch itself."""
-        return (shape,) if self.base.context_ndim is None else ((), context)
+        return ((), context) if self._base_takes_context else (shape,)
 
     def _check_context(self, context: Tensor | None) -> None:
         if (context is None) != (self.context_ndim is None):
@@ -204,8 +208,8 @@ class Flow(Distribution):
 
     def _with_context(self, name: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`value`, an x or a z, and the encoded context, expanded to one batch."""
-        event_ndim = self.event_ndim if name == "x" else self.base.event_ndim
-        event_shape = self._event_shape if name == "x" else self.base.event_shape
+        event_ndim = self.event_ndim if name == "x" else len(self._latent_shape)
+        event_shape = self._event_shape if name == "x" else self._latent_shape
         if event_shape is not None:
             self.check_event(name, value, event_shape)
         elif value.ndim < event_ndim:
@@ -245,7 +249,7 @@ class Flow(Distribution):
         with fake, torch.no_grad(), _maps_passed_by(self.transform):
             options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
             # One batch dim: it shows a part that mistakes it for its event.
-            z = torch.empty(1, *self.base.event_shape, **options)
+            z = torch.empty(1, *self._latent_shape, **options)
             context = None if context_shape is None else torch.empty(1, *context_shape, **options)
             z, context = self._with_context("z", z, context)
             return run_inverse(self.transform, z, context, None)[0].shape[1:]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.distribution import Distribution
-from flowkit.errors import DomainError
+from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.eager import values_at_hand
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
@@ -132,8 +132,8 @@ class VariationalDequantizer(Dequantizer):
 
     Raises:
         DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
-        ShapeError: for x that does not end in the noise's event shape.
-        ValueError: for fewer than 2 levels, or a conditional noise without an encoder and the reverse.
+        ShapeError: for x that does not have the shape of the noise.
+        ValueError: for fewer than 2 levels, or a conditional noise without an encoder.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.1, https://arxiv.org/abs/1902.00275.
@@ -148,37 +148,35 @@ class VariationalDequantizer(Dequantizer):
 
     def __init__(self, noise: Distribution, levels: int, encoder: nn.Module | None = None) -> None:
         super().__init__(levels)
-        if (encoder is None) != (noise.context_ndim is None):
-            raise ValueError(
-                "VariationalDequantizer: a conditional noise needs an encoder"
-                if encoder is None
-                else "VariationalDequantizer: the noise takes no context (context_ndim is None), so it wants no encoder"
-            )
+        if encoder is None and noise.context_ndim is not None:
+            raise ValueError("VariationalDequantizer: a conditional noise needs an encoder")
         self.encoder, self.noise = encoder, noise
-        self.in_ndim = self.out_ndim = len(noise.event_shape)
+        self.in_ndim = self.out_ndim = noise.event_ndim
 
     def _encode(self, x: Tensor, context: Tensor | None) -> Tensor | None:
         return None if self.encoder is None else self.encoder(x.to(self.unit.dtype) / self.levels - 0.5, context)
 
-    def _log_term(self, log_density: Tensor) -> Tensor:
+    def _log_term(self, log_density: Tensor, value: Tensor) -> Tensor:
         log_density = log_density.to(log_term_dtype(log_density.dtype))
-        return -log_density - self.noise.event_shape.numel() * math.log(self.levels)
+        return -log_density - value.shape[value.ndim - self.in_ndim :].numel() * math.log(self.levels)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         self._check_integers(x)
-        self.check_event("x", x, tuple(self.noise.event_shape))
+        self.check_event("x", x, (None,) * self.in_ndim)
         encoded = self._encode(x, context)
         shape = x.shape[: x.ndim - self.in_ndim] if encoded is None else ()
         u, log_density = self.noise.sample_and_log_prob(shape, encoded, generator=generator)
+        if u.shape != x.shape:
+            raise ShapeError(f"{self.path}: x has shape {tuple(x.shape)}, but the noise comes as {tuple(u.shape)}")
         u = u.clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # the largest number below 1
-        return self._to_cube(x, u), self._log_term(log_density)
+        return self._to_cube(x, u), self._log_term(log_density, x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.check_event("z", z, tuple(self.noise.event_shape))
+        self.check_event("z", z, (None,) * self.in_ndim)
         x, u, inside = self._to_integers(z)
         # Rounding can leave u at 0, where the density of a noise on the open cube is not defined.
         u = u.clamp(min=torch.finfo(u.dtype).tiny)
-        term = -self._log_term(self.noise.log_prob(u, self._encode(x, context)))
+        term = -self._log_term(self.noise.log_prob(u, self._encode(x, context)), z)
         return x, torch.where(sum_rightmost((~inside).long(), self.in_ndim) == 0, term, -torch.inf)

@@ -81,14 +81,15 @@ def test_noise_and_encoder_go_together():
     )
     with pytest.raises(ValueError, match="a conditional noise needs an encoder"):
         fk.VariationalDequantizer(conditional, 8)
-    with pytest.raises(ValueError, match="the noise takes no context"):
-        fk.VariationalDequantizer(fk.Uniform((2,)), 8, torch.nn.Identity())
+    deaf = fk.VariationalDequantizer(fk.Uniform((2,)), 8, lambda x, context: x)
+    with pytest.raises(fk.ShapeError, match=r"x has shape \(5, 2\), but the noise comes as \(2,\)"):
+        deaf(torch.zeros(5, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="levels is 1, wanted a whole number of at least 2"):
         fk.UniformDequantizer(1)
 
 
 def test_wrong_event_is_refused_with_both_shapes():
-    with pytest.raises(fk.ShapeError, match=r"x has shape \(5, 3\), wanted \(\*batch, 2\)"):
+    with pytest.raises(fk.ShapeError, match=r"x has shape \(5, 3\), but the noise comes as \(5, 2\)"):
         fk.VariationalDequantizer(fk.Uniform((2,)), 8)(torch.zeros(5, 3, dtype=torch.long))
 
 
