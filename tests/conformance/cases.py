@@ -1,0 +1,408 @@
+"""The table: every exported transform and distribution, in every variant that takes another path through the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flowkit as fk
+from flowkit.distribution import Distribution
+from flowkit.maps import Affine, MixLogistic
+from flowkit.nets import MLP, GatedConvAttention
+from flowkit.testing import DistributionCase, TransformCase
+from flowkit.transform import Transform
+
+__all__ = ["DISTRIBUTIONS", "TRANSFORMS", "DistributionRow", "TransformRow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformRow:
+    """One variant of one transform.
+
+    Attributes:
+        name: how the tests call it.
+        make: builds it; the weights are those of the global generator at seed 0.
+        event: shape of one x.
+        context: shape of one context; None for none. Contexts are normal.
+        options: further arguments of `TransformCase.of`.
+        slow: properties left to the thorough profile, where another row has a like part in the quick one.
+    """
+
+    name: str
+    make: Callable[[], Transform]
+    event: tuple[int, ...]
+    context: tuple[int, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    slow: tuple[str, ...] = ()
+
+    def case(self, seed: int = 0, count: int = 8, **options: Any) -> TransformCase:
+        """Its case, with parameters, inputs, latents and contexts of this seed."""
+        return TransformCase.of(
+            _made(self.make),
+            event_shape=self.event,
+            context=_contexts(self.context, seed, count),
+            seed=seed,
+            count=count,
+            **{**self.options, **options},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionRow:
+    """One variant of one distribution; attributes as of `TransformRow`."""
+
+    name: str
+    make: Callable[[], Distribution]
+    context: tuple[int, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    slow: tuple[str, ...] = ()
+
+    def case(self, seed: int = 0) -> DistributionCase:
+        """Its case, with parameters and contexts of this seed."""
+        return DistributionCase.of(
+            _made(self.make), context=_contexts(self.context, seed, 8), seed=seed, **self.options
+        )
+
+
+@cache
+def _made(make: Callable[[], Any]) -> Any:
+    """Made once; every case takes a copy."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def _contexts(shape: tuple[int, ...] | None, seed: int, count: int) -> Tensor | None:
+    generator = torch.Generator().manual_seed(seed)
+    return None if shape is None else torch.randn(count, *shape, dtype=torch.float64, generator=generator)
+
+
+def mlp(shape: tuple[int, ...], out: tuple[int, ...], context: int = 0) -> MLP:
+    return MLP(shape, out, hidden=(8,), context=context)
+
+
+def gated(half: tuple[int, int, int], out: int, **options: Any) -> GatedConvAttention:
+    return GatedConvAttention(half, out, filters=8, blocks=1, heads=2, **options)
+
+
+def tiny_flowpp(**sizes: Any) -> fk.Flow:
+    """Flow++ with every kind of stage and as few weights as it can have."""
+    small: dict[str, Any] = {
+        "shape": (1, 4, 4),
+        "levels": 5,
+        "filters": 4,
+        "heads": 2,
+        "blocks": 1,
+        "components": 2,
+        "layout": (("columns", 1), ("squeeze", 1), ("channels", 1)),
+        "dequant_blocks": 1,
+        "dequant_couplings": 1,
+        "context_filters": 2,
+        "context_blocks": 1,
+    }
+    return fk.zoo.flowpp(config="digits", **{**small, **sizes})
+
+
+def dequantizer_of(flow: fk.Flow) -> Any:
+    assert isinstance(flow.transform, fk.Chain)
+    return flow.transform["dequantize"]
+
+
+def main_flow_of(flow: fk.Flow) -> fk.Chain:
+    """All of it after the dequantizer."""
+    assert isinstance(flow.transform, fk.Chain)
+    return fk.Chain(**{name: part for name, part in flow.transform.named_children() if name != "dequantize"})
+
+
+def cube_noise(event: tuple[int, ...], context: int = 0) -> fk.Flow:
+    """A noise on the unit cube, conditional if it is told how wide a context is.
+
+    From logistics, and so nearly uniform: of a noise that vanishes at the walls, as a normal's does, importance weights
+    have no variance.
+    """
+    if not context:
+        return fk.Flow(fk.Chain(fk.Sigmoid().inv, fk.Elementwise(Affine(), event)), fk.Logistic(event))
+    shift = fk.FromContext(Affine(log_scale_bound=1.0), mlp((context,), (*event, 2)), event_ndim=len(event))
+    return fk.Flow(fk.Chain(fk.Sigmoid().inv, shift), fk.Logistic(event), context_shape=(context,))
+
+
+class Centre(torch.nn.Module):
+    """An encoder: a vector read off the centred integers, and off the context if there is one."""
+
+    def __init__(self, size: int, out: int, context: int = 0) -> None:
+        super().__init__()
+        self.net = mlp((size,), (out,), context)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net(x, context)
+
+
+# Behind a logit, latents far out saturate: digits are lost there that no arithmetic keeps.
+SATURATES = {"tails": 1.0, "perturb": 0.05}
+
+# Free parameters that start at 0: a spread of the order of 1 is what training makes of them.
+FREE = {"perturb": 0.5}
+
+TRANSFORMS = [
+    TransformRow(name="ActNorm-per-element", make=lambda: fk.ActNorm((3,)), event=(3,)),
+    TransformRow(name="ActNorm-per-channel", make=lambda: fk.ActNorm((2, 1, 1)), event=(2, 2, 3)),
+    TransformRow(name="ActNorm-pair", make=lambda: fk.ActNorm((2, 2, 2, 2)), event=(2, 2, 2, 2)),
+    TransformRow(
+        name="AffineCoupling",
+        make=lambda: fk.AffineCoupling(mlp((2,), (2, 2)), dim=-1),
+        event=(4,),
+    ),
+    TransformRow(
+        name="AffineCoupling-bounded-context",
+        make=lambda: fk.AffineCoupling(mlp((2,), (2, 2), context=3), dim=-1, log_scale_bound=1.0),
+        event=(4,),
+        context=(3,),
+    ),
+    TransformRow(
+        name="Coupling-odd-axis",
+        make=lambda: fk.Coupling(Affine(), mlp((2,), (3, 2)), dim=-1),
+        event=(5,),
+    ),
+    TransformRow(
+        name="Coupling-MixLogistic-two-dims",
+        make=lambda: fk.Coupling(MixLogistic(3), mlp((1, 2), (2, 2, 11)), dim=-2),
+        event=(3, 2),
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="Coupling-pair-GatedConvAttention",
+        make=lambda: fk.Coupling(MixLogistic(2), gated((2, 2, 2), 8), dim=-4),
+        event=(2, 2, 2, 2),
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="Coupling-pair-GatedConvAttention-context",
+        make=lambda: fk.Coupling(Affine(), gated((1, 2, 4), 2, context=3, weight_norm=True), dim=-4),
+        event=(2, 1, 2, 4),
+        context=(3, 2, 4),
+    ),
+    TransformRow(
+        name="Coupling-pair-GatedConvAttention-maxout",
+        make=lambda: fk.Coupling(Affine(1.0), gated((1, 2, 3), 2, attention="maxout", final_concat_elu=True), dim=-4),
+        event=(2, 1, 2, 3),
+    ),
+    TransformRow(
+        name="Coupling-pair-GatedConvAttention-dropout",
+        make=lambda: fk.Coupling(Affine(1.0), gated((1, 2, 2), 2, attention="none", dropout=0.5), dim=-4),
+        event=(2, 1, 2, 2),
+    ),
+    TransformRow(
+        name="MixLogisticCDFCoupling",
+        make=lambda: fk.MixLogisticCDFCoupling(mlp((1,), (2, 14)), components=4, dim=-1),
+        event=(3,),
+        options={"perturb": 0.3},
+    ),
+    TransformRow(
+        name="MixLogisticCDFCoupling-context",
+        make=lambda: fk.MixLogisticCDFCoupling(mlp((2,), (2, 8), context=2), components=2, dim=-1),
+        event=(4,),
+        context=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(name="Elementwise-Affine", make=lambda: fk.Elementwise(Affine(), (3,)), event=(3,), options=FREE),
+    TransformRow(
+        name="Elementwise-MixLogistic",
+        make=lambda: fk.Elementwise(MixLogistic(3), (2, 2)),
+        event=(2, 2),
+        options=FREE,
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="FromContext-Affine",
+        make=lambda: fk.FromContext(Affine(), mlp((2,), (3, 2)), event_ndim=1),
+        event=(3,),
+        context=(2,),
+    ),
+    TransformRow(
+        name="FromContext-MixLogistic",
+        make=lambda: fk.FromContext(MixLogistic(2), mlp((2,), (2, 2, 8)), event_ndim=2),
+        event=(2, 2),
+        context=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(name="maps.Affine", make=lambda: Affine(), event=(), context=(2,)),
+    TransformRow(name="maps.Affine-bounded", make=lambda: Affine(log_scale_bound=1.0), event=(3,), context=(3, 2)),
+    TransformRow(name="maps.MixLogistic", make=lambda: MixLogistic(4), event=(3,), context=(3, 14)),
+    TransformRow(name="maps.MixLogistic-one", make=lambda: MixLogistic(1), event=(), context=(5,), slow=("compiles",)),
+    TransformRow(name="Conv1x1", make=lambda: fk.Conv1x1((3, 2, 2)), event=(3, 2, 2)),
+    TransformRow(name="Conv1x1-per-half", make=lambda: fk.Conv1x1((2, 2, 2, 2)), event=(2, 2, 2, 2)),
+    TransformRow(name="Flip", make=lambda: fk.Flip(dim=-1), event=(3,)),
+    TransformRow(name="Flip-pair", make=lambda: fk.Flip(dim=-4), event=(2, 1, 2, 3)),
+    TransformRow(name="PairColumns", make=lambda: fk.PairColumns(), event=(2, 2, 4)),
+    TransformRow(name="PairCheckerboard", make=lambda: fk.PairCheckerboard(), event=(1, 3, 4)),
+    TransformRow(name="PairChannels", make=lambda: fk.PairChannels(), event=(4, 2, 2)),
+    TransformRow(name="Squeeze", make=lambda: fk.Squeeze(), event=(2, 2, 4)),
+    TransformRow(name="Squeeze-color-fastest", make=lambda: fk.Squeeze(color_fastest=True), event=(2, 4, 2)),
+    TransformRow(name="Squeeze-3", make=lambda: fk.Squeeze(factor=3), event=(1, 3, 3)),
+    TransformRow(name="Logit", make=lambda: fk.Logit(), event=(3,)),
+    TransformRow(name="Logit-margin", make=lambda: fk.Logit(margin=0.05), event=(2, 2)),
+    TransformRow(name="Sigmoid", make=lambda: fk.Sigmoid(), event=(3,)),
+    TransformRow(name="UniformDequantizer", make=lambda: fk.UniformDequantizer(levels=17), event=(2, 2)),
+    TransformRow(
+        name="VariationalDequantizer",
+        make=lambda: fk.VariationalDequantizer(cube_noise((3,)), levels=6),
+        event=(3,),
+    ),
+    TransformRow(
+        name="VariationalDequantizer-encoder",
+        make=lambda: fk.VariationalDequantizer(cube_noise((3,), context=4), levels=256, encoder=Centre(3, 4)),
+        event=(3,),
+    ),
+    TransformRow(
+        name="VariationalDequantizer-encoder-context",
+        make=lambda: fk.VariationalDequantizer(cube_noise((2,), context=4), levels=2, encoder=Centre(2, 4, context=3)),
+        event=(2,),
+        context=(3,),
+    ),
+    TransformRow(
+        name="Chain-mixed-event-dims",
+        make=lambda: fk.Chain(
+            fk.Logit(margin=0.05), fk.PairColumns(), fk.ActNorm((2, 1, 2, 2)), fk.Flip(dim=-1), fk.PairColumns().inv
+        ),
+        event=(1, 2, 4),
+    ),
+    TransformRow(
+        name="Chain-named-context",
+        make=lambda: fk.Chain(
+            norm=fk.ActNorm((3,)),
+            couple=fk.AffineCoupling(mlp((1,), (2, 2), context=2), dim=-1),
+            shift=fk.FromContext(Affine(), mlp((2,), (3, 2)), event_ndim=1),
+        ),
+        event=(3,),
+        context=(2,),
+    ),
+    TransformRow(
+        name="Chain-elementwise", make=lambda: fk.Chain(fk.Logit(margin=0.1), fk.Sigmoid(), fk.Logit()), event=()
+    ),
+    TransformRow(
+        name="Chain-dequantize-logit",
+        make=lambda: fk.Chain(fk.UniformDequantizer(levels=4), fk.Logit(margin=0.05), fk.ActNorm((3,))),
+        event=(3,),
+    ),
+    TransformRow(
+        name="within",
+        make=lambda: fk.within(
+            fk.PairCheckerboard(), fk.ActNorm((2, 1, 2, 2)), fk.Coupling(Affine(), gated((1, 2, 2), 2), dim=-4)
+        ),
+        event=(1, 2, 4),
+    ),
+    TransformRow(
+        name="Inverse-coupling",
+        make=lambda: fk.Inverse(fk.MixLogisticCDFCoupling(mlp((1,), (1, 8)), components=2, dim=-1)),
+        event=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(name="Inverse-Squeeze", make=lambda: fk.Squeeze().inv, event=(4, 2, 1)),
+    TransformRow(name="Inverse-dequantizer", make=lambda: fk.UniformDequantizer(levels=4).inv, event=(3,)),
+    TransformRow(
+        name="Flow++-main",
+        make=lambda: main_flow_of(tiny_flowpp()),
+        event=(1, 4, 4),
+        options=SATURATES,
+    ),
+    TransformRow(
+        name="Flow++-affine", make=lambda: main_flow_of(tiny_flowpp(components=0)), event=(1, 4, 4), options=SATURATES
+    ),
+    TransformRow(
+        name="Flow++-noise",
+        make=lambda: dequantizer_of(tiny_flowpp()).noise.transform,
+        event=(1, 4, 4),
+        options=SATURATES,
+        context=(2, 4, 2),
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="Flow++-dequantizer", make=lambda: dequantizer_of(tiny_flowpp()), event=(1, 4, 4), slow=("compiles",)
+    ),
+    TransformRow(name="Flow++", make=lambda: tiny_flowpp().transform, event=(1, 4, 4), slow=("compiles",)),
+]
+
+DISTRIBUTIONS = [
+    DistributionRow(name="Normal", make=lambda: fk.Normal((1,))),
+    DistributionRow(name="Normal-scalar", make=lambda: fk.Normal((), loc=3.0, scale=0.1)),
+    DistributionRow(
+        name="Normal-two", make=lambda: fk.Normal((2,), loc=torch.tensor([1.0, -40.0]), scale=torch.tensor([0.1, 5.0]))
+    ),
+    DistributionRow(name="Normal-image", make=lambda: fk.Normal((2, 3, 4))),
+    DistributionRow(name="Logistic", make=lambda: fk.Logistic((1,), loc=-2.0, scale=3.0)),
+    DistributionRow(name="Logistic-two", make=lambda: fk.Logistic((2, 1))),
+    DistributionRow(name="Uniform", make=lambda: fk.Uniform((1,)), options={"bounds": (0.0, 1.0)}),
+    DistributionRow(name="Uniform-two", make=lambda: fk.Uniform((2,), -1.0, 3.0), options={"bounds": (-1.0, 3.0)}),
+    DistributionRow(
+        name="Flow",
+        make=lambda: fk.Flow(fk.Chain(fk.ActNorm((1,)), fk.Elementwise(MixLogistic(3), (1,))), fk.Logistic((1,))),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Flow-two",
+        make=lambda: fk.Flow(
+            fk.Chain(
+                fk.MixLogisticCDFCoupling(mlp((1,), (1, 8)), components=2, dim=-1),
+                fk.Flip(dim=-1),
+                fk.AffineCoupling(mlp((1,), (1, 2)), dim=-1, log_scale_bound=1.0),
+            ),
+            fk.Normal((2,)),
+        ),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Flow-conditional",
+        make=lambda: fk.Flow(
+            fk.Chain(
+                fk.AffineCoupling(mlp((1,), (1, 2), context=4), dim=-1, log_scale_bound=1.0),
+                fk.FromContext(Affine(), mlp((4,), (2, 2)), event_ndim=1),
+            ),
+            fk.Normal((2,)),
+            context_net=mlp((3,), (4,)),
+            context_shape=(3,),
+        ),
+        context=(3,),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(name="Flow-on-the-cube", make=lambda: cube_noise((2,)), options={"bounds": (0.0, 1.0)}),
+    DistributionRow(
+        name="Flow-of-a-flow",
+        make=lambda: fk.Flow(
+            fk.FromContext(Affine(), mlp((3,), (1, 2)), event_ndim=1),
+            fk.Flow(
+                fk.FromContext(MixLogistic(2), mlp((3,), (1, 8)), event_ndim=1), fk.Normal((1,)), context_shape=(3,)
+            ),
+            context_shape=(3,),
+        ),
+        context=(3,),
+        options={"perturb": 0.3},
+        slow=("compiles",),
+    ),
+    DistributionRow(
+        name="Flow-dequantized",
+        make=lambda: fk.Flow(
+            fk.Chain(fk.UniformDequantizer(levels=5), fk.Logit(margin=0.05), fk.ActNorm((1,))), fk.Normal((1,))
+        ),
+    ),
+    DistributionRow(
+        name="Flow-variational",
+        make=lambda: fk.Flow(
+            fk.Chain(
+                fk.VariationalDequantizer(cube_noise((1,), context=4), levels=4, encoder=Centre(1, 4)),
+                fk.Logit(margin=0.05),
+                fk.Elementwise(MixLogistic(2), (1,)),
+            ),
+            fk.Normal((1,)),
+        ),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(name="Flow++", make=lambda: tiny_flowpp(), slow=("compiles",)),
+    DistributionRow(
+        name="Flow++-noise", make=lambda: dequantizer_of(tiny_flowpp()).noise, context=(2, 4, 2), slow=("compiles",)
+    ),
+]

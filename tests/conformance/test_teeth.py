@@ -1,0 +1,441 @@
+"""The kit bites: parts with one planted fault each, and the property that names it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+import flowkit as fk
+from flowkit.distribution import as_shape
+from flowkit.testing import ConformanceError, check_distribution, check_transform
+
+
+class Net(nn.Module):
+    """One number and two of context to parameters of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, half, context):
+        return self.linear(torch.cat([half, context], -1)).unflatten(-1, (2, 2))
+
+
+class Good(fk.Coupling):
+    """A sound part, which every fault below spoils in one place."""
+
+    def __init__(self):
+        super().__init__(fk.maps.Affine(log_scale_bound=1.0), Net(), dim=-1)
+
+
+class SignFlipped(Good):
+    def forward(self, x, context=None):
+        z, l = super().forward(x, context)
+        return z, -l
+
+    def inverse(self, z, context=None):
+        x, l = super().inverse(z, context)
+        return x, -l
+
+
+class SignFlippedBackwards(Good):
+    def inverse(self, z, context=None):
+        x, l = super().inverse(z, context)
+        return x, -l
+
+
+class FactorDropped(fk.Conv1x1):
+    """Its matrix acts on every pixel, its log-term on one."""
+
+    def __init__(self):
+        super().__init__((2, 2, 3))
+        self._pixels = 1
+
+
+class HalvesSwapped(Good):
+    def _halves(self, name, value):
+        first, second = super()._halves(name, value)
+        return (first, second) if name == "x" else (second[..., :1], torch.cat([first, second[..., 1:]], -1))
+
+
+class TailClipped(Good):
+    def forward(self, x, context=None):
+        return super().forward(x.clamp(-5, 5), context)
+
+
+class LatentTailClipped(fk.Logit):
+    """Forward never leads there: only the way from latent to latent shows it."""
+
+    def __init__(self):
+        super().__init__(margin=0.05)
+
+    def inverse(self, z, context=None):
+        return super().inverse(z.clamp(-3, 3), context)
+
+
+class CountsInEvalMode(Good):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, context=None):
+        self.calls += 1
+        return super().forward(x, context)
+
+
+class ParameterDrifts(Good):
+    def inverse(self, z, context=None):
+        with torch.no_grad():
+            self.conditioner.linear.bias.mul_(0.999)
+        return super().inverse(z, context)
+
+
+class TrainsOtherwise(Good):
+    def forward(self, x, context=None):
+        z, l = super().forward(x, context)
+        return (z * 1.5, l + 3 * math.log(1.5)) if self.training else (z, l)
+
+
+class InputMutated(Good):
+    def forward(self, x, context=None):
+        return super().forward(x.mul_(2).div_(2).add_(1e-3), context)
+
+
+class ContextMutated(Good):
+    def inverse(self, z, context=None):
+        return super().inverse(z, None if context is None else context.mul_(2))
+
+
+class ContextIgnored(Good):
+    def forward(self, x, context=None):
+        return super().forward(x, torch.zeros_like(self.needed_context(context)))
+
+    def inverse(self, z, context=None):
+        return super().inverse(z, torch.zeros_like(self.needed_context(context)))
+
+
+class ContextNotNeeded(Good):
+    """It stands in for a context that is missing, where it should say so."""
+
+    def forward(self, x, context=None):
+        return super().forward(x, x.new_zeros(*x.shape[:-1], 2) if context is None else context)
+
+
+class LeaksFloat32(Good):
+    def forward(self, x, context=None):
+        z, l = super().forward(x, context)
+        return z, l.float()
+
+
+class LeaksUnderAutocast(fk.Bijector):
+    """A product of its own under autocast: the net's output is not all that is rounded."""
+
+    in_ndim = out_ndim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+
+    def forward(self, x, context=None):
+        self.check_event("x", x, (3,))
+        return x @ self.weight.T, torch.linalg.slogdet(self.weight).logabsdet.expand(x.shape[:-1])
+
+    def inverse(self, z, context=None):
+        self.check_event("z", z, (3,))
+        inverse = torch.linalg.inv(self.weight)
+        return z @ inverse.T, -torch.linalg.slogdet(self.weight).logabsdet.expand(z.shape[:-1])
+
+
+class ReadsBatchSize(Good):
+    def forward(self, x, context=None):
+        z, l = super().forward(x, context)
+        return z + 0.001 * x.numel(), l
+
+    def inverse(self, z, context=None):
+        return super().inverse(z - 0.001 * z.numel(), context)
+
+
+class NeedsContiguous(Good):
+    def forward(self, x, context=None):
+        return super().forward(x.view(-1).view(x.shape), context)
+
+
+class GradientCut(Good):
+    def _conditioned(self, first, second, context):
+        return super()._conditioned(first.detach(), second, context)
+
+
+class GradientOfLogTermCut(Good):
+    def forward(self, x, context=None):
+        z, l = super().forward(x, context)
+        return z, l.detach()
+
+
+class UnreadParameter(Good):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Parameter(torch.zeros(3))
+
+
+class BranchesOnValues(Good):
+    def forward(self, x, context=None):
+        if x.numel() and x.abs().max() > 1000:
+            raise fk.DomainError("too large")
+        return super().forward(x, context)
+
+
+class KeepsALambda(Good):
+    def __init__(self):
+        super().__init__()
+        self.conditioner.linear.register_forward_hook(lambda module, args, result: result * 1.0)
+
+
+class KeepsATensor(fk.Bijector):
+    """What it made of its parameter at the first call serves all later ones."""
+
+    in_ndim = out_ndim = 0
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(()))
+        self.kept = None
+
+    def _shift(self, like):
+        if self.kept is None:
+            self.kept = self.shift.detach() * 2
+        return self.kept.to(like)
+
+    def forward(self, x, context=None):
+        return x + self._shift(x), in_full(torch.zeros_like(x))
+
+    def inverse(self, z, context=None):
+        return z - self._shift(z), in_full(torch.zeros_like(z))
+
+
+def in_full(log_term):
+    return log_term.to(torch.promote_types(log_term.dtype, torch.float32))
+
+
+class SaysNothingOfShapes(fk.Bijector):
+    """Broadcasts whatever comes."""
+
+    in_ndim = out_ndim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x, context=None):
+        return x * self.log_gain.exp(), in_full(self.log_gain.sum()).expand(x.shape[:-1])
+
+    def inverse(self, z, context=None):
+        return z * (-self.log_gain).exp(), -in_full(self.log_gain.sum()).expand(z.shape[:-1])
+
+
+class ClaimsToBeElementwise(SaysNothingOfShapes):
+    in_ndim = out_ndim = 0
+
+
+class WrongCodomain(fk.Logit):
+    codomain = constraints.interval(-1.0, 1.0)
+
+
+class DrawsInSecret(Good):
+    def forward(self, x, context=None):
+        torch.rand(())
+        return super().forward(x, context)
+
+
+class IgnoresTheGenerator(fk.UniformDequantizer):
+    def forward(self, x, context=None, *, generator=None):
+        return super().forward(x, context)
+
+
+class DrawsNothing(fk.UniformDequantizer):
+    def forward(self, x, context=None, *, generator=None):
+        z = (x + 0.5) / self.levels
+        return z.to(self.unit.dtype), torch.full_like(z, -math.log(self.levels), dtype=self.unit.dtype)
+
+
+class LosesAnInteger(fk.UniformDequantizer):
+    def inverse(self, z, context=None):
+        x, l = super().inverse(z, context)
+        return x.clamp(max=self.levels - 2), l
+
+
+class GivesFloats(fk.UniformDequantizer):
+    def inverse(self, z, context=None):
+        x, l = super().inverse(z, context)
+        return x.to(z.dtype), l
+
+
+class NotABijection(fk.Bijector):
+    in_ndim = out_ndim = 1
+    domain = codomain = None
+
+    def forward(self, x, context=None):
+        return torch.cat([x, x], -1), in_full(x.new_zeros(x.shape[:-1]))
+
+    def inverse(self, z, context=None):
+        return z[..., : z.shape[-1] // 2], in_full(z.new_zeros(z.shape[:-1]))
+
+
+SHAPES = {FactorDropped: (2, 2, 3), WrongCodomain: (3,), NotABijection: (2,)}
+
+FAULTS = [
+    (SignFlipped, "log_term"),
+    (SignFlippedBackwards, "law_1"),
+    (FactorDropped, "log_term"),
+    (HalvesSwapped, "law_1"),
+    (TailClipped, "law_1"),
+    (LatentTailClipped, "law_2"),
+    (CountsInEvalMode, "purity"),
+    (ParameterDrifts, "purity"),
+    (TrainsOtherwise, "purity"),
+    (InputMutated, "purity"),
+    (ContextMutated, "purity"),
+    (ContextIgnored, "context_read"),
+    (ContextNotNeeded, "shape_errors"),
+    (LeaksFloat32, "dtypes"),
+    (LeaksUnderAutocast, "dtypes"),
+    (ReadsBatchSize, "independence"),
+    (NeedsContiguous, "independence"),
+    (GradientCut, "gradients"),
+    (GradientOfLogTermCut, "gradients"),
+    (UnreadParameter, "parameter_gradients"),
+    (BranchesOnValues, "compiles"),
+    (KeepsALambda, "copies"),
+    (KeepsATensor, "parameter_gradients"),
+    (SaysNothingOfShapes, "shape_errors"),
+    (ClaimsToBeElementwise, "batch_shapes"),
+    (WrongCodomain, "domain"),
+    (DrawsInSecret, "noise"),
+    (IgnoresTheGenerator, "noise"),
+    (DrawsNothing, "noise"),
+    (LosesAnInteger, "law_1"),
+    (GivesFloats, "domain"),
+    (NotABijection, "log_term"),
+]
+
+
+def arguments(cls):
+    given = {"event_shape": SHAPES.get(cls, (3,))}
+    if issubclass(cls, Good):
+        given["context"] = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    return given
+
+
+def make(cls):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return cls(levels=4) if issubclass(cls, fk.UniformDequantizer) else cls()
+
+
+def test_a_sound_part_passes():
+    check_transform(make(Good), **arguments(Good))
+
+
+@pytest.mark.parametrize(("cls", "property"), [pytest.param(*fault, id=fault[0].__name__) for fault in FAULTS])
+def test_planted_fault_is_named(cls, property):
+    with pytest.raises(ConformanceError) as caught:
+        check_transform(make(cls), **arguments(cls))
+    assert caught.value.property == property, str(caught.value)
+    assert cls.__name__ in str(caught.value)
+    assert "Usual cause" in str(caught.value)
+
+
+def test_a_message_says_where_and_how_far_off():
+    with pytest.raises(
+        ConformanceError, match=r"forward: l .* is .*, wanted .*: off by .* Input: \[.*\] of shape \(3,\)"
+    ):
+        check_transform(make(SignFlipped), **arguments(SignFlipped))
+
+
+# Distributions
+
+
+class ConstantMissing(fk.Normal):
+    def log_prob(self, x, context=None, *, generator=None):
+        return super().log_prob(x) + 0.01
+
+
+class TooNarrow(fk.Normal):
+    """Its samples have 9 tenths of the deviation."""
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        return 0.9 * super().rsample(sample_shape, generator=generator)
+
+
+class Correlated(fk.Normal):
+    """Marginals are right, the joint density is not."""
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        x = super().rsample(sample_shape, generator=generator)
+        return torch.stack([x[..., 0], 0.3 * x[..., 0] + math.sqrt(1 - 0.09) * x[..., 1]], -1)
+
+
+class PairDisagrees(fk.Normal):
+    def sample_and_log_prob(self, sample_shape=(), context=None, *, generator=None):
+        x, log_prob = super().sample_and_log_prob(sample_shape, generator=generator)
+        return x, -log_prob
+
+
+class SumsTheBatch(fk.Normal):
+    def log_prob(self, x, context=None, *, generator=None):
+        log_prob = super().log_prob(x)
+        return log_prob + 0 * log_prob.sum() + 1e-6 * x.numel()
+
+
+class BatchFirst(fk.Normal):
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        return super().rsample(as_shape(sample_shape)[::-1], generator=generator)
+
+
+class Broadcasts(fk.Normal):
+    def check_event(self, *args):
+        pass
+
+
+class GlobalNoise(fk.Normal):
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        return super().rsample(sample_shape)
+
+
+class NoiseInFloat32(fk.Normal):
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        return super().rsample(sample_shape, generator=generator).float()
+
+
+class LevelsForgotten(fk.UniformDequantizer):
+    """Its bound is the density of z, not the probability of x."""
+
+    def forward(self, x, context=None, *, generator=None):
+        z, l = super().forward(x, context, generator=generator)
+        return z, torch.zeros_like(l)
+
+
+def dequantized():
+    return fk.Flow(fk.Chain(LevelsForgotten(levels=4), fk.Logit(margin=0.05)), fk.Logistic((1,)))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "property"),
+    [
+        (lambda: ConstantMissing((2,)), "integrates_to_one"),
+        (lambda: TooNarrow((1,)), "samples_follow_density"),
+        (lambda: Correlated((2,)), "samples_follow_density"),
+        (lambda: PairDisagrees((3,)), "sampled_log_prob"),
+        (lambda: SumsTheBatch((3,)), "density_shapes"),
+        (lambda: BatchFirst((3,)), "density_shapes"),
+        (lambda: Broadcasts((3,)), "shape_errors"),
+        (lambda: GlobalNoise((3,)), "noise"),
+        (lambda: NoiseInFloat32((3,)), "dtypes"),
+        (dequantized, "bound_is_below"),
+    ],
+)
+def test_planted_fault_of_a_distribution_is_named(distribution, property):
+    with pytest.raises(ConformanceError) as caught:
+        check_distribution(distribution())
+    assert caught.value.property == property, str(caught.value)
