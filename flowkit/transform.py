@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -88,6 +88,17 @@ class Transform(nn.Module, ABC):
                 if event
                 else f"{self.path}: {name} has shape {tuple(value.shape)}"
             )
+
+    def enter_net(self, net: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
+        """`net(*args)`; what it says of shapes that do not fit comes with the path of this part.
+
+        Raises:
+            ShapeError: what the net raised, with the path before it.
+        """
+        try:
+            return net(*args)
+        except ShapeError as error:
+            raise ShapeError(f"{self.path}: {error}") from error
 
     def needed_context(self, context: Tensor | None) -> Tensor:
         """`context`, or the error that it is missing.

@@ -64,7 +64,7 @@ class Coupling(Bijector):
         return first, second
 
     def _conditioned(self, first: Tensor, second: Tensor, context: Tensor | None) -> Tensor:
-        params = self.conditioner(first, context)
+        params = self.enter_net(self.conditioner, first, context)
         wanted = (*second.shape, self.map.num_params)
         if params.shape != wanted:
             raise ShapeError(

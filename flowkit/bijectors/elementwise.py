@@ -86,7 +86,7 @@ class FromContext(Bijector):
         self.domain, self.codomain = map.domain, map.codomain
 
     def _read(self, value: Tensor, context: Tensor | None) -> Tensor:
-        params = self.net(self.needed_context(context))
+        params = self.enter_net(self.net, self.needed_context(context))
         wanted = (*value.shape, self.map.num_params)
         if params.shape != wanted:
             raise ShapeError(f"{self.path}: the net gave {tuple(params.shape)} for the context, wanted {wanted}")

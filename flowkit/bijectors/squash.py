@@ -42,7 +42,6 @@ class Logit(Bijector):
 
     in_ndim = 0
     out_ndim = 0
-    domain = constraints.unit_interval
 
     def __init__(self, margin: float = 0.0) -> None:
         super().__init__()
@@ -50,6 +49,8 @@ class Logit(Bijector):
             raise ValueError(f"Logit: margin is {margin}, wanted at least 0 and below 0.5")
         self.margin = margin
         self._width = 1 - 2 * margin
+        overhang = margin / self._width
+        self.domain = constraints.interval(-overhang, 1 + overhang) if margin else constraints.unit_interval
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         # 1 - p from 1 - x, not from p: near 1 the difference would lose its digits.

@@ -1,6 +1,7 @@
 """Pure functions: everything that can be wrong in the last digits, and the moves of elements."""
 
 from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
+from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.rearrange import (
     pair_channels,
     pair_checkerboard,
@@ -11,8 +12,11 @@ from flowkit.functional.rearrange import (
     unpair_columns,
     unsqueeze,
 )
+from flowkit.functional.reduce import sum_rightmost
 
 __all__ = [
+    "log_term_dtype",
+    "sum_rightmost",
     "logit_mix_logistic_cdf",
     "logit_mix_logistic_cdf_inverse",
     "pair_channels",

@@ -154,7 +154,9 @@ class VariationalDequantizer(Dequantizer):
         self.in_ndim = self.out_ndim = noise.event_ndim
 
     def _encode(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        return None if self.encoder is None else self.encoder(x.to(self.unit.dtype) / self.levels - 0.5, context)
+        if self.encoder is None:
+            return None
+        return self.enter_net(self.encoder, x.to(self.unit.dtype) / self.levels - 0.5, context)
 
     def _log_term(self, log_density: Tensor, value: Tensor) -> Tensor:
         log_density = log_density.to(log_term_dtype(log_density.dtype))

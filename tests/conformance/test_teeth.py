@@ -70,6 +70,7 @@ class LatentTailClipped(fk.Logit):
 
     def __init__(self):
         super().__init__(margin=0.05)
+        self.domain = constraints.unit_interval  # whose latents lie within 2.95
 
     def inverse(self, z, context=None):
         return super().inverse(z.clamp(-3, 3), context)
