@@ -73,7 +73,7 @@ def demo(options: argparse.Namespace) -> None:
         samples = flow.sample((64,), generator=generator)
     scores = torch.cat(bits)
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.25), layout="constrained")
     image_grid(held_out[:64], levels=17, title="64 held-out digits", ax=left)
     image_grid(samples, levels=17, title="64 samples of the pretrained Flow++", ax=right)
     figure.savefig(options.out, dpi=120)

@@ -1,6 +1,8 @@
 """The code in the README and in the docs runs."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ BLOCKS = {page: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTIL
 
 
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks], ids=lambda page: page.name)
-def test_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in BLOCKS[page]:
-        exec(compile(block, f"{page.name}", "exec"), names)
+def test_blocks_of_a_page_run_one_after_another(page, tmp_path):
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(BLOCKS[page]))
+    run = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_there_are_blocks():
