@@ -21,6 +21,17 @@ class FixedBase(fk.Distribution):
         return self.eps
 
 
+def at_identity(module):
+    """Set the layers that learn to the identity: 1x1 convolutions, and conditioners that give parameters of 0."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, fk.Conv1x1):
+                part.weight.copy_(torch.eye(part.weight.shape[-1]).expand_as(part.weight))
+            if isinstance(part, fk.nets.GatedConvAttention):
+                part.exit.weight.zero_()
+    return module
+
+
 def perturb(module, scale=0.05, seed=0):
     """Move every parameter a little, so that no layer is at its start, often the identity."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ import torch
 
 import flowkit as fk
 from flowkit.zoo import CONFIGS, flowpp
-from tests.support import FixedBase, perturb
+from tests.support import FixedBase, at_identity, perturb
 
 PUBLISHED = {
     "cifar10": (31_443_440, 3_466_976),
@@ -107,13 +107,7 @@ def test_columns_and_squeeze_move_elements_as_the_reference_does():
 
 def test_identity_layers_leave_the_predicted_permutation():
     """Trap 1: with identity layers the latent is a permutation; the odd count of steps exchanges the last columns."""
-    flow = flowpp(config="cifar10", filters=4, blocks=1, components=1, dequant_blocks=1, heads=1)
-    with torch.no_grad():
-        for module in flow.modules():
-            if isinstance(module, fk.Conv1x1):
-                module.weight.copy_(torch.eye(module.weight.shape[-1]).expand_as(module.weight))
-            if isinstance(module, fk.nets.GatedConvAttention):
-                module.exit.weight.zero_()
+    flow = at_identity(flowpp(config="cifar10", filters=4, blocks=1, components=1, dequant_blocks=1, heads=1))
     x = torch.randn(2, 3, 32, 32)
     z, log_det = fk.Chain(*list(flow.transform)[2:])(x)
     predicted = fk.Squeeze(color_fastest=True)(x)[0]
@@ -265,14 +259,8 @@ def test_a_flow_is_the_same_after_its_state_dict_went_round():
 
 def test_identity_dequantizer_has_the_entropy_of_its_noise():
     """Trap 6: with identity layers the dequantizer's share is -0.278700 bits per dimension in the mean."""
-    flow = flowpp(config="digits", levels=256, filters=4, blocks=1, heads=1, components=1).double()
+    flow = at_identity(flowpp(config="digits", levels=256, filters=4, blocks=1, heads=1, components=1)).double()
     dequantize = flow.transform["dequantize"]
-    with torch.no_grad():
-        for module in dequantize.modules():
-            if isinstance(module, fk.Conv1x1):
-                module.weight.copy_(torch.eye(module.weight.shape[-1]).expand_as(module.weight))
-            if isinstance(module, fk.nets.GatedConvAttention):
-                module.exit.weight.zero_()
     # Every pixel of image i has the same noise, the i-th node of a quadrature over the normal.
     nodes = torch.linspace(-12, 12, 4001, dtype=torch.double)
     weights = torch.exp(-0.5 * nodes**2) * (nodes[1] - nodes[0]) / math.sqrt(2 * math.pi)
