@@ -1,0 +1,360 @@
+"""The properties of distributions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from flowkit.distribution import Distribution
+from flowkit.errors import NotExact, ShapeError
+from flowkit.functional.precision import log_term_dtype
+from flowkit.testing.case import DistributionCase
+from flowkit.testing.finding import (
+    ALARM,
+    DISTRIBUTION_PROPERTIES,
+    INTEGRAL,
+    LAW,
+    ROUNDING,
+    SAMPLES,
+    Finding,
+    agree,
+    of_distributions,
+    same,
+)
+from flowkit.testing.transforms import (
+    cast,
+    check_gradients,
+    check_repr,
+    compiled_agrees,
+    every_copy,
+    gradcheck,
+    has_dropout,
+    refuse_unknown,
+)
+
+
+def check_distribution(
+    distribution: Distribution,
+    *,
+    context: Tensor | None = None,
+    inputs: Tensor | None = None,
+    bounds: tuple[float, float] | None = None,
+    perturb: float = 0.1,
+    skip: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Run every property of `DISTRIBUTION_PROPERTIES` on a distribution. It passes, or says what is wrong.
+
+    The distribution is left as it is: copies are checked, in float64 and eval mode. Events of one or two real numbers
+    are integrated on a grid, and samples compared with the integral; of one integer, with their frequencies. Of larger
+    events, samples and density are compared only through `sample_and_log_prob`.
+
+    Args:
+        distribution: any distribution, a flow included.
+        context: (N, *event of the context), any N, for a conditional one.
+        inputs: (N, *event), points at which to ask for the density; drawn from the distribution if not given.
+        bounds: ends of the interval that holds every element, where the density is cut off there: (0, 1) for noise on
+            the unit cube. None for densities that fade out.
+        perturb: deviation of the noise that is added to every parameter of the copy.
+        skip: names of properties to leave out.
+        seed: of everything that is drawn.
+
+    Raises:
+        ConformanceError: for the first property that fails.
+        ValueError: for a name in `skip` that is no property.
+
+    >>> import flowkit as fk
+    >>> check_distribution(fk.Normal((2,)), skip=["compiles"])
+    """
+    refuse_unknown(skip, DISTRIBUTION_PROPERTIES)
+    case = DistributionCase.of(distribution, context=context, inputs=inputs, bounds=bounds, perturb=perturb, seed=seed)
+    for name, check in DISTRIBUTION_PROPERTIES.items():
+        if name not in skip:
+            check(case)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A density on a grid: points (M, *event), the mass of the cell of each (M), a center and a width (D)."""
+
+    points: Tensor
+    mass: Tensor
+    center: Tensor
+    width: Tensor
+
+
+def _grids(case: DistributionCase) -> Iterator[tuple[str, Grid, Tensor]]:
+    """Of small events, for two contexts: its name, the density on a grid, and samples (20000, D)."""
+    dims = math.prod(case.event_shape)
+    if case.discrete or not case.exact or dims not in (1, 2):
+        return
+    for row in range(1 if case.context is None else 2):
+        context = None if case.context is None else case.context[row]
+        with torch.no_grad():
+            samples = case.sample((SAMPLES,), context).reshape(SAMPLES, dims)
+            grid = _grid(case, context, samples, dims)
+        yield ("" if context is None else f" under context {row}"), grid, samples
+
+
+def _grid(case: DistributionCase, context: Tensor | None, samples: Tensor, dims: int) -> Grid:
+    size = 2001 if dims == 1 else 301
+    if case.bounds is None:
+        # x = center + width sinh(t): fine steps where the samples lie, and 74 times as far as their quartiles.
+        low, center, high = samples.quantile(torch.tensor([0.25, 0.5, 0.75]).to(samples), dim=0)
+        t = torch.linspace(-5, 5, size).to(samples)
+        axis, steps = t.sinh(), t.cosh() * (t[1] - t[0])
+        width = high - low
+    else:
+        ends = samples.new_tensor(case.bounds)
+        center, width = ends.mean().expand(dims), (ends[1] - ends[0]).expand(dims)
+        axis = (torch.arange(size).to(samples) + 0.5) / size - 0.5
+        steps = torch.full_like(axis, 1 / size)
+    points = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims) * width + center
+    cells = torch.cartesian_prod(*[steps] * dims).reshape(-1, dims).prod(-1) * width.prod()
+    events = points.reshape(-1, *case.event_shape)
+    given = None if context is None else context.expand(len(events), *context.shape)
+    return Grid(points, case.log_prob(events, given).exp() * cells, center, width)
+
+
+@of_distributions("noise that is not drawn with the generator that was given", name="noise")
+def density_noise(case: DistributionCase) -> None:
+    """Samples come from the given generator alone: one seed one draw, and the global generator stays."""
+    distribution = case.distribution
+    torch.manual_seed(4)
+    before = torch.random.get_rng_state()
+    first = distribution.sample((16,), case.context, generator=case.generator(5))
+    case.log_prob(case.inputs, case.context)
+    if not torch.equal(torch.random.get_rng_state(), before):
+        raise Finding("it draws from the global generator, though one was given or none is needed")
+    same("a second sample", distribution.sample((16,), case.context, generator=case.generator(5)), first)
+    if torch.equal(distribution.sample((16,), case.context, generator=case.generator(6)), first):
+        raise Finding("another seed gives the same sample")
+    torch.manual_seed(4)
+    once = distribution.sample((16,), case.context)
+    torch.manual_seed(4)
+    same("a sample under the same global seed", distribution.sample((16,), case.context), once)
+
+
+@of_distributions("a constant missing from log_prob, or a log-term with the wrong sign")
+def integrates_to_one(case: DistributionCase) -> None:
+    """The density of an event of one or two numbers integrates to 1."""
+    for where, grid, _ in _grids(case):
+        total = grid.mass.sum().item()
+        if not abs(total - 1) <= INTEGRAL:
+            raise Finding(f"the integral of the density{where} is {total:.6g}, allowed 1 ± {INTEGRAL}")
+
+
+@of_distributions("`sample` and `log_prob` that run the transform in the same direction, or read other parameters")
+def samples_follow_density(case: DistributionCase) -> None:
+    """Samples of one or two numbers pass a Kolmogorov-Smirnov test against the integral of the density."""
+    for where, grid, samples in _grids(case):
+        directions = [[1.0]] if samples.shape[1] == 1 else [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, -1.0]]
+        for direction in directions:
+            along = samples.new_tensor(direction) / grid.width
+            uniform = _distribution_function((grid.points @ along), grid.mass, samples @ along).sort().values
+            count = len(uniform)
+            steps = (torch.arange(count).to(uniform) + 0.5) / count
+            distance = (uniform - steps).abs().max().item() + 0.5 / count
+            allowed = math.sqrt(-math.log(ALARM / 2) / (2 * count))
+            if not distance <= allowed:
+                raise Finding(
+                    f"{count} samples{where}, seen along {direction}, are {distance:.3g} from the integral of the "
+                    f"density in Kolmogorov's distance, allowed {allowed:.3g}"
+                )
+
+
+def _distribution_function(places: Tensor, mass: Tensor, at: Tensor) -> Tensor:
+    """The distribution function of masses at places, piecewise linear, at other places."""
+    places, index = places.unique(return_inverse=True)
+    mass = torch.zeros_like(places).index_add_(0, index, mass)
+    middle = (mass.cumsum(0) - mass / 2) / mass.sum()
+    right = torch.searchsorted(places, at).clamp(1, len(places) - 1)
+    left = right - 1
+    share = ((at - places[left]) / (places[right] - places[left])).clamp(0, 1)
+    return middle[left] + share * (middle[right] - middle[left])
+
+
+@of_distributions("a log-term with the wrong sign or the other direction's; a scale left out, such as -D log levels")
+def bound_is_below(case: DistributionCase) -> None:
+    """A bound on the probability of one integer lies below its frequency in samples; so does its exponential's mean.
+
+    That mean is the probability itself, but of noise that fits badly it comes out too low, and the end integers are
+    more frequent, because latents outside of the cube go there too.
+    """
+    support = getattr(getattr(case.distribution, "transform", None), "domain", None)
+    if case.exact or support is None or not support.is_discrete or math.prod(case.event_shape) != 1:
+        return
+    context = None if case.context is None else case.context[0]
+    values = torch.arange(int(support.lower_bound), int(support.upper_bound) + 1, device=case.inputs.device)
+    with torch.no_grad():
+        samples = case.sample((SAMPLES,), context).flatten()
+        x = values.reshape(-1, *case.event_shape)
+        x = x.expand(SAMPLES // 4, *x.shape)
+        terms = case.log_prob(x, None if context is None else context.expand(*x.shape[:2], *context.shape))
+    sigmas = -torch.special.ndtri(torch.tensor(ALARM / len(values))).item()
+
+    def at_least(draws: Tensor) -> float:
+        return draws.mean().item() - sigmas * draws.std().item() / math.sqrt(len(draws))
+
+    for value, bound in zip(values.tolist(), terms.unbind(1), strict=True):
+        frequency = (samples == value).double().mean().item()
+        allowed = frequency + sigmas * math.sqrt(max(frequency, 1 / SAMPLES) / SAMPLES)
+        for what, least in (("the bound on", math.exp(at_least(bound))), ("the mean for", at_least(bound.exp()))):
+            if not least <= allowed:
+                raise Finding(f"{what} P({value}) is at least {least:.5g}, its frequency in samples {frequency:.5g}")
+
+
+@of_distributions("`sample_and_log_prob` that reads its log-term off the wrong direction")
+def sampled_log_prob(case: DistributionCase) -> None:
+    """`sample_and_log_prob` gives the sample that `sample` gives, and its `log_prob`; a mere bound is refused."""
+    shape = (5,)
+    if not case.exact:
+        try:
+            case.distribution.sample_and_log_prob(shape, case.context)
+        except NotExact:
+            return
+        raise Finding("it has only a bound on its density, so sample_and_log_prob should raise NotExact")
+    with torch.no_grad():
+        x, log_prob = case.distribution.sample_and_log_prob(shape, case.context, generator=case.generator())
+        agree("sample against that of sample_and_log_prob", case.sample(shape, case.context), x, ROUNDING)
+        context = None if case.context is None else case.context.expand(*shape, *case.context.shape)
+        agree("log_prob of a sample against that of sample_and_log_prob", case.log_prob(x, context), log_prob, LAW)
+
+
+@of_distributions("the sample shape and the context's batch in another order, or an event dim taken for a batch dim")
+def density_shapes(case: DistributionCase) -> None:
+    """log_prob is (*batch); samples are (*sample shape, *context batch, *event); any batch dims, none and empty too."""
+    event = tuple(case.event_shape)
+    with torch.no_grad():
+        for batch in [(), (3,), (2, 3), (0,)]:
+            x, context = case.batch(*batch)
+            log_prob = case.log_prob(x, context)
+            if log_prob.shape != batch:
+                raise Finding(f"log_prob for a batch {batch} has shape {tuple(log_prob.shape)}")
+            agree(f"calling it, for a batch {batch},", _called(case, x, context), log_prob, 0.0)
+            for sample_shape in [(), (4,), (2, 1), (0,)]:
+                if case.context is None and batch:
+                    continue
+                x = case.sample(sample_shape, context)
+                if x.shape != (*sample_shape, *batch, *event):
+                    raise Finding(
+                        f"samples of shape {sample_shape} for a context batch {batch} have shape {tuple(x.shape)}, "
+                        f"wanted {(*sample_shape, *batch, *event)}"
+                    )
+        if case.distribution.sample(3, case.batch()[1]).shape != (3, *event):
+            raise Finding("a sample shape of 3 is not that of (3,)")
+        whole = case.log_prob(case.inputs, case.context)
+        for i in range(len(whole) if case.exact else 0):
+            context = None if case.context is None else case.context[i]
+            agree(f"log_prob of example {i} alone", case.log_prob(case.inputs[i], context), whole[i], ROUNDING)
+
+
+def _called(case: DistributionCase, x: Tensor, context: Tensor | None) -> Tensor:
+    drawn = {} if case.exact else {"generator": case.generator()}
+    return case.distribution(x, context, **drawn)
+
+
+@of_distributions("no `self.check_event(x)` at the door, so that wrong shapes broadcast", name="shape_errors")
+def density_shape_errors(case: DistributionCase) -> None:
+    """An x that does not end in the event raises a `ShapeError`; so does a context too many, or one missing."""
+    event = tuple(case.event_shape)
+    context = None if case.context is None else case.context[0]
+    wrong = [((*event[:-1], event[-1] + 1), context)] if event else []
+    wrong += [(event[1:], context)] if event else []
+    wrong += [(event, None)] if context is not None else []
+    for shape, given in wrong:
+        x = torch.full(shape, case.inputs.flatten()[0].item()).to(case.inputs)
+        try:
+            log_prob = case.log_prob(x, given)
+        except ShapeError:
+            continue
+        except Exception as error:
+            raise Finding(f"x of shape {shape}: wanted a ShapeError, got {type(error).__name__}: {error}") from None
+        raise Finding(f"x of shape {shape}: wanted a ShapeError, log_prob has shape {tuple(log_prob.shape)}")
+
+
+@of_distributions("a detach, a `.data` or a clamp on the way; a parameter that nothing reads", name="gradients")
+def density_gradients(case: DistributionCase) -> None:
+    """Gradcheck of log_prob by x, context and parameters; every parameter gets a gradient, from `rsample` too."""
+    x, context = case.batch(3)
+
+    def call(*values: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return values, ({} if case.exact else {"generator": case.generator()})
+
+    gradcheck(case.distribution, [x, context], call, "log_prob")
+    trained = copy.deepcopy(case.distribution).train()
+    check_gradients(trained, [case.log_prob(x, context, distribution=trained)], "log_prob")
+    if case.distribution.has_rsample and not case.discrete:
+        trained = copy.deepcopy(case.distribution).train()
+        check_gradients(trained, [trained.rsample((3,), context, generator=case.generator())], "rsample")
+
+
+@of_distributions("a branch on values, a `.item()`, a boolean mask: what breaks the graph", name="compiles")
+def density_compiles(case: DistributionCase, backend: str = "aot_eager") -> None:
+    """`torch.compile(fullgraph=True)` of log_prob gives what eager gives."""
+    compiled_agrees(case.distribution, case.batch(4), backend, "log_prob", grad=True)
+
+
+@of_distributions("a branch on values or an in-place write", name="vectorizes")
+def density_vectorizes(case: DistributionCase) -> None:
+    """`torch.func.vmap` of log_prob over examples gives what the batch gives."""
+    in_dims = (0, None if case.context is None else 0)
+    randomness = "error" if case.exact else "different"
+    with torch.no_grad():
+        got = vmap(lambda x, c: case.distribution(x, c), in_dims, randomness=randomness)(case.inputs, case.context)
+        wanted = case.log_prob(case.inputs, case.context)
+    if case.exact:
+        agree("log_prob under vmap", got, wanted, LAW)
+    elif got.shape != wanted.shape:
+        raise Finding(f"log_prob under vmap has shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}")
+
+
+@of_distributions("a constant of a dtype of its own in log_prob or in the noise of a sample", name="dtypes")
+def density_dtypes(case: DistributionCase) -> None:
+    """Samples have the dtype of the module, and log_prob has promote_types(x.dtype, float32)."""
+    for dtype in (torch.float64, torch.float32):
+        distribution = copy.deepcopy(case.distribution).to(dtype)
+        x, context = (cast(value, dtype) for value in (case.inputs, case.context))
+        with torch.no_grad():
+            log_prob = case.log_prob(x, context, distribution=distribution)
+            samples = case.sample((2,), context, distribution=distribution)
+        if log_prob.dtype != log_term_dtype(dtype):
+            raise Finding(f"log_prob in {dtype} is {log_prob.dtype}, wanted {log_term_dtype(dtype)}")
+        if samples.dtype != x.dtype:
+            raise Finding(f"samples in {dtype} are {samples.dtype}, wanted {x.dtype}")
+
+
+@of_distributions("a tensor that is neither a parameter nor a buffer; a lambda kept as an attribute", name="copies")
+def density_copies(case: DistributionCase) -> None:
+    """State dict, saved file, deepcopy and pickle give the same distribution, bit for bit; the repr names the class."""
+    with torch.no_grad():
+        wanted = case.log_prob(case.inputs, case.context)
+        for how, copied in every_copy(case.distribution).items():
+            got = case.log_prob(case.inputs, case.context, distribution=copied)
+            same(f"log_prob after {how}", got, wanted)
+    check_repr(case.distribution)
+
+
+@of_distributions("state that a call changes, an in-place operation on x, a branch on `self.training`", name="purity")
+def density_purity(case: DistributionCase) -> None:
+    """A call changes neither the distribution nor its arguments; train and eval mode agree, but for dropout."""
+    wanted = case.log_prob(case.inputs, case.context)
+    for training in (False, True):
+        mode = "train" if training else "eval"
+        distribution = copy.deepcopy(case.distribution).train(training)
+        x = case.inputs.clone()
+        with torch.no_grad():
+            got = case.log_prob(x, case.context, distribution=distribution)
+            case.sample((2,), case.context, distribution=distribution)
+        same(f"x after log_prob in {mode} mode", x, case.inputs)
+        for name, value in replace(case, distribution=distribution).state().items():
+            same(f"{name} after a call in {mode} mode", value, case.state()[name])
+        if not (training and has_dropout(distribution)):
+            same(f"log_prob in {mode} mode", got, wanted.detach())
