@@ -54,6 +54,8 @@ def validation(module: nn.Module) -> Iterator[None]:
         assert isinstance(part, Transform)
         name = "x" if inverse else "z"
         _check(part, name, result[0].isnan(), result[0], "no NaN")
+        if part.stochastic_forward and not inverse and part.codomain is not None:  # noise from outside its cube
+            _check(part, name, ~part.codomain.check(result[0]), result[0], str(part.codomain))
         _check(part, "the log-term", result[1].isnan(), result[1], "no NaN")
 
     with intercepted(transforms, before, after):

@@ -251,6 +251,8 @@ class Flow(Distribution):
             # One batch dim: it shows a part that mistakes it for its event.
             z = torch.empty(1, *self._latent_shape, **options)
             context = None if context_shape is None else torch.empty(1, *context_shape, **options)
+            if self.context_ndim == 0 and self.context_net is not None and context is not None:
+                context = context.long()  # labels
             z, context = self._with_context("z", z, context)
             return run_inverse(self.transform, z, context, None)[0].shape[1:]
 

@@ -248,3 +248,8 @@ def test_wrong_data_and_latents_are_refused_at_the_door():
         flow.log_prob(torch.zeros(2, 1, 8, 8))
     with pytest.raises(fk.DomainError, match=r"x has values from 17 to 17, wanted integers from 0 to 16"):
         flow.log_prob(torch.full((2, 1, 8, 8), 17))
+
+
+def test_labels_are_traced_as_labels():
+    flow = fk.Flow(Shift(), fk.Normal(2), context_net=torch.nn.Embedding(10, 2), context_shape=())
+    assert flow.event_shape == (2,)

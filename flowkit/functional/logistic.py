@@ -142,9 +142,10 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        if _is_plain(y, logits, means, log_scales):
-            return _lean_solve(y, logits, means, log_scales)
-        return _solve(y, logits, means, log_scales)
+        solve = _lean_solve if _is_plain(y, logits, means, log_scales) else _solve
+        x, log_derivative = solve(y, logits, means, log_scales)
+        # A bracket of NaN can leave a number at its start; the slope there tells.
+        return torch.where(log_derivative.isnan(), log_derivative, x), log_derivative
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

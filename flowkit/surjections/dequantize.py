@@ -27,8 +27,8 @@ class Dequantizer(Transform):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        if not isinstance(levels, int) or levels < 2:
-            raise ValueError(f"{type(self).__name__}: levels is {levels!r}, wanted a whole number of at least 2")
+        if not isinstance(levels, int) or not 2 <= levels <= 1 << 24:  # float32 tells no more integers apart
+            raise ValueError(f"{type(self).__name__}: levels is {levels!r}, wanted a whole number from 2 to {1 << 24}")
         self.levels = levels
         self.domain = constraints.integer_interval(0, levels - 1)
         # Carries dtype and device of the noise, so that .double() and .to(device) mean it too.
@@ -83,7 +83,7 @@ class UniformDequantizer(Dequantizer):
 
     Raises:
         DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
-        ValueError: for fewer than 2 levels.
+        ValueError: for fewer than 2 levels, or more than float32 tells apart.
 
     Reference:
         Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016,
@@ -133,7 +133,8 @@ class VariationalDequantizer(Dequantizer):
     Raises:
         DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
         ShapeError: for x that does not have the shape of the noise.
-        ValueError: for fewer than 2 levels, or a conditional noise without an encoder.
+        ValueError: for fewer than 2 levels, more than float32 tells apart, or a conditional noise without an encoder.
+        TypeError: for a noise that is no distribution, or an encoder that cannot be called.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.1, https://arxiv.org/abs/1902.00275.
@@ -148,6 +149,10 @@ class VariationalDequantizer(Dequantizer):
 
     def __init__(self, noise: Distribution, levels: int, encoder: nn.Module | None = None) -> None:
         super().__init__(levels)
+        if not isinstance(noise, Distribution):
+            raise TypeError(f"VariationalDequantizer: noise is a {type(noise).__name__}, wanted a flowkit Distribution")
+        if not (encoder is None or callable(encoder)):
+            raise TypeError(f"VariationalDequantizer: encoder is a {type(encoder).__name__}, wanted a network or None")
         if encoder is None and noise.context_ndim is not None:
             raise ValueError("VariationalDequantizer: a conditional noise needs an encoder")
         self.encoder, self.noise = encoder, noise
@@ -156,7 +161,9 @@ class VariationalDequantizer(Dequantizer):
     def _encode(self, x: Tensor, context: Tensor | None) -> Tensor | None:
         if self.encoder is None:
             return None
-        return self.enter_net(self.encoder, x.to(self.unit.dtype) / self.levels - 0.5, context)
+        encoded = self.enter_net(self.encoder, x.to(self.unit.dtype) / self.levels - 0.5, context)
+        # Mixed precision ends here, as it does behind a coupling's net: the noise is a density.
+        return encoded.to(self.unit.dtype) if encoded.is_floating_point() else encoded
 
     def _log_term(self, log_density: Tensor, value: Tensor) -> Tensor:
         log_density = log_density.to(log_term_dtype(log_density.dtype))

@@ -6,6 +6,7 @@ at the end as `CONFIGS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -171,8 +172,8 @@ class FlowppConfig:
     context_attention: Attention = "none"
 
     def __post_init__(self) -> None:
-        shape = tuple(self.shape)
-        object.__setattr__(self, "shape", shape)
+        shape = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
+        object.__setattr__(self, "shape", shape or self.shape)
         object.__setattr__(self, "layout", tuple((kind, count) for kind, count in self.layout))
         if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
             raise ValueError(f"flowpp: shape is {self.shape}, wanted (C, H, W), three numbers above 0")
@@ -182,8 +183,11 @@ class FlowppConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"flowpp: {name} is {value!r}, wanted a whole number of at least {least}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"flowpp: dropout is {self.dropout}, wanted at least 0 and below 1")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"flowpp: dropout is {self.dropout!r}, wanted at least 0 and below 1")
+        for name in ("channel_mixing", "weight_norm", "final_concat_elu", "variational", "context_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"flowpp: {name} is {getattr(self, name)!r}, wanted True or False")
         widths = {"filters": self.filters, "dequant_filters": self.dequant_filters or self.filters}
         if self.context_attention == "softmax":
             widths["context_filters"] = self.context_filters

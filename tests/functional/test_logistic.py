@@ -405,3 +405,12 @@ def test_refusals(function, first):
             function(x.to(dtype), parameter.to(dtype), parameter.to(dtype), parameter.to(dtype))
     with pytest.raises(DomainError, match=r"^means: got dtype torch\.float64, wanted torch.float32"):
         function(x, parameter, parameter.double(), parameter)
+
+
+def test_nan_stays_nan():
+    for function in (logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse):
+        for poisoned in range(4):
+            arguments = [torch.zeros(2), *torch.zeros(3, 2, 2)]
+            arguments[poisoned][0] = math.nan
+            value, log_derivative = function(*arguments)
+            assert value[0].isnan() and log_derivative[0].isnan() and value[1] == 0

@@ -84,7 +84,7 @@ def test_noise_and_encoder_go_together():
     deaf = fk.VariationalDequantizer(fk.Uniform((2,)), 8, lambda x, context: x)
     with pytest.raises(fk.ShapeError, match=r"x has shape \(5, 2\), but the noise comes as \(2,\)"):
         deaf(torch.zeros(5, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match="levels is 1, wanted a whole number of at least 2"):
+    with pytest.raises(ValueError, match="levels is 1, wanted a whole number from 2"):
         fk.UniformDequantizer(1)
 
 
@@ -115,3 +115,38 @@ def test_uniform_noise_stays_in_its_bin(levels, seed):
     x = torch.randint(levels, (100,), generator=generator)
     dequantize = fk.UniformDequantizer(levels)
     assert torch.equal(dequantize.inverse(dequantize(x, generator=generator)[0])[0], x)
+
+
+def test_what_is_no_distribution_or_network_is_refused():
+    with pytest.raises(TypeError, match="noise is a Identity, wanted a flowkit Distribution"):
+        fk.VariationalDequantizer(torch.nn.Identity(), 8)
+    with pytest.raises(TypeError, match="encoder is a int, wanted a network or None"):
+        fk.VariationalDequantizer(fk.Uniform((2,)), 8, 3)
+    with pytest.raises(ValueError, match="wanted a whole number from 2 to 16777216"):
+        fk.UniformDequantizer(1 << 30)
+
+
+def test_mixed_precision_ends_behind_the_encoder():
+    noise = fk.Flow(
+        fk.Chain(fk.FromContext(fk.maps.Affine(), fk.nets.MLP((2,), (2, 2)), event_ndim=1), fk.Sigmoid().inv.inv).inv,
+        fk.Normal((2,)),
+        context_ndim=1,
+    )
+    dequantize = fk.VariationalDequantizer(noise, 8, Linear())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, term = dequantize(torch.tensor([[1, 2]]))
+    assert z.dtype == term.dtype == torch.float32
+
+
+class Linear(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, x, context=None):
+        return super().forward(x)
+
+
+def test_noise_from_outside_the_cube_is_found_in_validation_mode():
+    dequantize = fk.VariationalDequantizer(fk.Normal((2,)), 8)
+    with fk.debugging.validation(dequantize), pytest.raises(fk.DomainError, match="VariationalDequantizer: z is -"):
+        dequantize(torch.zeros(100, 2, dtype=torch.long))
