@@ -18,7 +18,10 @@ batch_shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 def values(
     constraint: constraints.Constraint | None, shape: tuple[int, ...], reach: float = 10
 ) -> st.SearchStrategy[Tensor]:
-    """Tensors of values of a set: int64 for integers, else float64; of the real line from -reach to reach."""
+    """Tensors of values of a set: int64 for integers, else float64; of the real line from -reach to reach.
+
+    Of a half-line, the exponentials of those.
+    """
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     if constraint is not None and constraint.is_discrete:
         drawn = arrays(np.int64, shape, elements=st.integers(low, high), fill=st.nothing())
@@ -29,4 +32,8 @@ def values(
         drawn = arrays(np.float64, shape, elements=elements, fill=st.nothing())
     else:
         drawn = arrays(np.float64, shape, elements=st.floats(-reach, reach), fill=st.nothing())
+        if low is not None:
+            drawn = drawn.map(lambda reals: low + np.exp(reals))
+        elif high is not None:
+            drawn = drawn.map(lambda reals: high - np.exp(reals))
     return drawn.map(torch.from_numpy)

@@ -11,10 +11,11 @@ import flowkit as fk
 from flowkit import testing
 
 NAMES = """
-    ActNorm AffineCoupling Bijector Chain Conv1x1 Coupling Distribution DomainError Elementwise Flip Flow FromContext
-    Inverse Logistic Logit Map MixLogisticCDFCoupling Normal NotExact PairChannels PairCheckerboard PairColumns
-    ShapeError Sigmoid Squeeze Transform Uniform UniformDequantizer VariationalDequantizer debugging functional
-    initialize maps metrics nets within zoo
+    ActNorm AffineCoupling BatchNorm Bijector Chain Conv1x1 Coupling Distribution DomainError Elementwise Exp Flip Flow
+    FromContext HouseholderLinear Inverse LUConv1x1 LULinear LeakyReLU Logistic Logit Map MatrixExpLinear
+    MixLogisticCDFCoupling Normal NotExact PairChannels PairCheckerboard PairColumns Permute Power QRLinear ScaleShift
+    ShapeError Sigmoid Slice Softplus Squeeze Tanh Transform Uniform UniformDequantizer VariationalDequantizer debugging
+    functional initialize maps metrics nets within zoo
 """
 
 

@@ -2,24 +2,38 @@
 
 from flowkit.bijectors.coupling import AffineCoupling, Coupling, MixLogisticCDFCoupling
 from flowkit.bijectors.elementwise import Elementwise, FromContext
-from flowkit.bijectors.linear import Conv1x1
-from flowkit.bijectors.norm import ActNorm
-from flowkit.bijectors.reshape import Flip, PairChannels, PairCheckerboard, PairColumns, Squeeze
-from flowkit.bijectors.squash import Logit, Sigmoid
+from flowkit.bijectors.functions import Exp, LeakyReLU, Power, ScaleShift, Softplus
+from flowkit.bijectors.linear import Conv1x1, HouseholderLinear, LUConv1x1, LULinear, MatrixExpLinear, QRLinear
+from flowkit.bijectors.norm import ActNorm, BatchNorm
+from flowkit.bijectors.reshape import Flip, PairChannels, PairCheckerboard, PairColumns, Permute, Squeeze
+from flowkit.bijectors.squash import Logit, Sigmoid, Tanh
 
 __all__ = [
     "ActNorm",
     "AffineCoupling",
+    "BatchNorm",
     "Conv1x1",
     "Coupling",
     "Elementwise",
+    "Exp",
     "Flip",
     "FromContext",
+    "HouseholderLinear",
+    "LUConv1x1",
+    "LULinear",
+    "LeakyReLU",
     "Logit",
+    "MatrixExpLinear",
     "MixLogisticCDFCoupling",
     "PairChannels",
     "PairCheckerboard",
     "PairColumns",
+    "Permute",
+    "Power",
+    "QRLinear",
+    "ScaleShift",
     "Sigmoid",
+    "Softplus",
     "Squeeze",
+    "Tanh",
 ]

@@ -1,8 +1,9 @@
-"""Volume-preserving moves: pairs, squeeze, flip. The log-term of all of them is 0."""
+"""Volume-preserving moves: pairs, squeeze, flip, permutation. The log-term of all of them is 0."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from flowkit.functional import rearrange
 from flowkit.functional.precision import log_term_dtype
 from flowkit.transform import Bijector
 
-__all__ = ["Flip", "PairChannels", "PairCheckerboard", "PairColumns", "Squeeze"]
+__all__ = ["Flip", "PairChannels", "PairCheckerboard", "PairColumns", "Permute", "Squeeze"]
 
 
 class Rearrangement(Bijector):
@@ -201,3 +202,56 @@ class Flip(Rearrangement):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
+
+
+class Permute(Rearrangement):
+    """The elements along one axis in another order: z[i] = x[order[i]], and back x[order[i]] = z[i].
+
+    The order is saved with the parameters, so that one that was drawn comes back with its flow. `Flip` is the reversed
+    order, of an axis of any size.
+
+    Args:
+        order: each of 0 to n - 1 once, n the size of the axis; `torch.randperm(n)` for a random one.
+        dim: the axis, negative; the event is this axis and all to its right.
+
+    Shapes:
+        x, z: (*batch, *event of -dim dims), n elements along `dim`; l: (*batch).
+
+    Raises:
+        ShapeError: if the axis does not have n elements.
+        ValueError: if `order` is no permutation, or `dim` is not negative.
+
+    >>> import torch
+    >>> permute = Permute((2, 0, 1))
+    >>> permute(torch.tensor([5.0, 6.0, 7.0]))[0]
+    tensor([7., 5., 6.])
+    >>> permute.inverse(torch.tensor([7.0, 5.0, 6.0]))[0]
+    tensor([5., 6., 7.])
+    """
+
+    order: Tensor
+
+    def __init__(self, order: Sequence[int] | Tensor, dim: int = -1) -> None:
+        super().__init__()
+        if dim >= 0:
+            raise ValueError(f"Permute: dim is {dim}, wanted negative, counted from the right")
+        listed = order.tolist() if isinstance(order, Tensor) else list(order)
+        if not listed or sorted(listed) != list(range(len(listed))):
+            raise ValueError(f"Permute: order is {listed}, wanted each of 0 to {len(listed) - 1} once")
+        self.dim = dim
+        self.in_ndim = self.out_ndim = -dim
+        self.register_buffer("order", torch.tensor(listed))
+
+    def _check(self, name: str, value: Tensor) -> None:
+        self.check_event(name, value, (self.order.shape[-1], *(None,) * (self.in_ndim - 1)))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("x", x)
+        return x.index_select(self.dim, self.order), self._zero(x, self.in_ndim)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check("z", z)
+        return z.index_select(self.dim, self.order.argsort()), self._zero(z, self.in_ndim)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.order)} elements, dim={self.dim}"

@@ -13,6 +13,7 @@ from flowkit.functional.rearrange import (
     unsqueeze,
 )
 from flowkit.functional.reduce import sum_rightmost
+from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
 
 __all__ = [
     "log_term_dtype",
@@ -22,6 +23,8 @@ __all__ = [
     "pair_channels",
     "pair_checkerboard",
     "pair_columns",
+    "rational_quadratic_spline",
+    "rational_quadratic_spline_inverse",
     "squeeze",
     "unpair_channels",
     "unpair_checkerboard",

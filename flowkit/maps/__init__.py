@@ -1,6 +1,8 @@
 """Elementwise bijectors whose parameters arrive as context; schemes decide who supplies them."""
 
+from flowkit.maps.additive import Additive
 from flowkit.maps.affine import Affine
 from flowkit.maps.mix_logistic import MixLogistic
+from flowkit.maps.spline import RationalQuadratic
 
-__all__ = ["Affine", "MixLogistic"]
+__all__ = ["Additive", "Affine", "MixLogistic", "RationalQuadratic"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 import flowkit as fk
 from flowkit.distribution import Distribution
-from flowkit.maps import Affine, MixLogistic
+from flowkit.maps import Additive, Affine, MixLogistic, RationalQuadratic
 from flowkit.nets import MLP, GatedConvAttention
 from flowkit.testing import DistributionCase, TransformCase
 from flowkit.transform import Transform
@@ -142,6 +143,34 @@ class Centre(torch.nn.Module):
         return self.net(x, context)
 
 
+def batch_norm(shape: tuple[int, ...]) -> fk.BatchNorm:
+    """As after training, with running averages of its own, and fixed."""
+    norm = fk.BatchNorm(shape, momentum=0.0)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.2, 3.0)
+    return norm
+
+
+def normal_given(context: int, size: int) -> fk.Flow:
+    """A normal whose location and scale a net reads off a vector."""
+    return fk.Flow(
+        fk.FromContext(Affine(log_scale_bound=1.0), mlp((context,), (size, 2)), event_ndim=1),
+        fk.Normal((size,)),
+        context_shape=(context,),
+    )
+
+
+def two_scales() -> fk.Chain:
+    """Squeeze, couple, factor half of the channels out, couple what is left."""
+    return fk.Chain(
+        squeeze=fk.Squeeze(),
+        mix=fk.LUConv1x1((4, 1, 1)),
+        fine=fk.AffineCoupling(mlp((2, 1, 1), (2, 1, 1, 2)), dim=-3, log_scale_bound=1.0),
+        factor_out=fk.Slice(2, fk.Normal((2, 1, 1)), dim=-3),
+        coarse=fk.AffineCoupling(mlp((1, 1, 1), (1, 1, 1, 2)), dim=-3, log_scale_bound=1.0),
+    )
+
+
 # Behind a logit, latents far out saturate: digits are lost there that no arithmetic keeps.
 SATURATES = {"tails": 1.0, "perturb": 0.05}
 
@@ -234,6 +263,49 @@ TRANSFORMS = [
     TransformRow(name="maps.Affine-bounded", make=lambda: Affine(log_scale_bound=1.0), event=(3,), context=(3, 2)),
     TransformRow(name="maps.MixLogistic", make=lambda: MixLogistic(4), event=(3,), context=(3, 14)),
     TransformRow(name="maps.MixLogistic-one", make=lambda: MixLogistic(1), event=(), context=(5,), slow=("compiles",)),
+    TransformRow(name="maps.Additive", make=lambda: Additive(), event=(3,), context=(3, 1)),
+    TransformRow(name="Elementwise-Additive", make=lambda: fk.Elementwise(Additive(), (2,)), event=(2,), options=FREE),
+    TransformRow(
+        name="FromContext-Additive",
+        make=lambda: fk.FromContext(Additive(), mlp((2,), (3, 1)), event_ndim=1),
+        event=(3,),
+        context=(2,),
+    ),
+    TransformRow(
+        name="Coupling-Additive",
+        make=lambda: fk.Coupling(Additive(), mlp((2,), (2, 1)), dim=-1),
+        event=(4,),
+    ),
+    TransformRow(name="maps.RationalQuadratic", make=lambda: RationalQuadratic(8), event=(3,), context=(3, 23)),
+    TransformRow(
+        name="maps.RationalQuadratic-circular",
+        make=lambda: RationalQuadratic(4, torch.pi, "circular"),
+        event=(3,),
+        context=(3, 12),
+    ),
+    TransformRow(
+        name="maps.RationalQuadratic-bounded",
+        make=lambda: RationalQuadratic(3, (0.0, 1.0), "bounded"),
+        event=(),
+        context=(10,),
+    ),
+    TransformRow(
+        name="Elementwise-RationalQuadratic",
+        make=lambda: fk.Elementwise(RationalQuadratic(4), (2, 2)),
+        event=(2, 2),
+        options=FREE,
+    ),
+    TransformRow(
+        name="FromContext-RationalQuadratic",
+        make=lambda: fk.FromContext(RationalQuadratic(4, tails="circular"), mlp((2,), (3, 12)), event_ndim=1),
+        event=(3,),
+        context=(2,),
+    ),
+    TransformRow(
+        name="Coupling-RationalQuadratic",
+        make=lambda: fk.Coupling(RationalQuadratic(4, bound=5.0), mlp((2,), (2, 11)), dim=-1),
+        event=(4,),
+    ),
     TransformRow(name="Conv1x1", make=lambda: fk.Conv1x1((3, 2, 2)), event=(3, 2, 2)),
     TransformRow(name="Conv1x1-per-half", make=lambda: fk.Conv1x1((2, 2, 2, 2)), event=(2, 2, 2, 2)),
     TransformRow(name="Flip", make=lambda: fk.Flip(dim=-1), event=(3,)),
@@ -325,6 +397,48 @@ TRANSFORMS = [
         name="Flow++-dequantizer", make=lambda: dequantizer_of(tiny_flowpp()), event=(1, 4, 4), slow=("compiles",)
     ),
     TransformRow(name="Flow++", make=lambda: tiny_flowpp().transform, event=(1, 4, 4), slow=("compiles",)),
+    TransformRow(name="LULinear", make=lambda: fk.LULinear(4), event=(4,)),
+    TransformRow(name="LULinear-no-bias", make=lambda: fk.LULinear(3, bias=False), event=(3,)),
+    TransformRow(name="QRLinear", make=lambda: fk.QRLinear(4), event=(4,)),
+    TransformRow(name="HouseholderLinear", make=lambda: fk.HouseholderLinear(4), event=(4,)),
+    TransformRow(name="HouseholderLinear-two-of-odd", make=lambda: fk.HouseholderLinear(3, 2, bias=False), event=(3,)),
+    TransformRow(name="MatrixExpLinear", make=lambda: fk.MatrixExpLinear(4), event=(4,)),
+    TransformRow(name="LUConv1x1", make=lambda: fk.LUConv1x1((3, 2, 2)), event=(3, 2, 2)),
+    TransformRow(name="LUConv1x1-per-half", make=lambda: fk.LUConv1x1((2, 2, 2, 2)), event=(2, 2, 2, 2)),
+    TransformRow(name="Permute", make=lambda: fk.Permute((2, 0, 3, 1)), event=(4,)),
+    TransformRow(name="Permute-channels", make=lambda: fk.Permute((2, 0, 1), dim=-3), event=(3, 2, 1)),
+    # At momentum 0 it is in train mode what it is in eval mode; elsewhere it breaks `purity`: see test_norm.py.
+    TransformRow(name="BatchNorm", make=lambda: batch_norm((3,)), event=(3,)),
+    TransformRow(name="BatchNorm-per-channel", make=lambda: batch_norm((2, 1, 1)), event=(2, 2, 3)),
+    TransformRow(name="Exp", make=lambda: fk.Exp(), event=(3,)),
+    TransformRow(name="Exp-inverse", make=lambda: fk.Exp().inv, event=(3,)),
+    TransformRow(name="Softplus", make=lambda: fk.Softplus(), event=(3,)),
+    TransformRow(name="Tanh", make=lambda: fk.Tanh(), event=(3,), options={"tails": 1.0}),
+    TransformRow(name="LeakyReLU", make=lambda: fk.LeakyReLU(slope=0.1), event=(3,)),
+    TransformRow(name="Power", make=lambda: fk.Power(2.5), event=(3,)),
+    TransformRow(name="Power-negative", make=lambda: fk.Power(-0.5), event=(2, 2)),
+    TransformRow(name="ScaleShift", make=lambda: fk.ScaleShift(-2.0, 1.0), event=(3,)),
+    TransformRow(
+        name="ScaleShift-interval",
+        make=lambda: fk.ScaleShift(-1 / 255, 1.0, domain=constraints.interval(0.0, 255.0)),
+        event=(3,),
+    ),
+    TransformRow(
+        name="ScaleShift-per-channel",
+        make=lambda: fk.ScaleShift(torch.tensor([0.5, -3.0]).reshape(2, 1, 1), torch.tensor(1.0)),
+        event=(2, 2, 3),
+    ),
+    TransformRow(name="Slice", make=lambda: fk.Slice(2, fk.Normal((3,)), dim=-1), event=(5,)),
+    TransformRow(name="Slice-last-axis-of-two", make=lambda: fk.Slice(1, fk.Logistic((3, 2)), dim=-1), event=(3, 3)),
+    TransformRow(name="Slice-conditional", make=lambda: fk.Slice(2, normal_given(2, 1), dim=-1), event=(3,)),
+    TransformRow(
+        name="Slice-encoder-context",
+        make=lambda: fk.Slice(2, normal_given(4, 3), dim=-1, encoder=mlp((2,), (4,), context=3)),
+        event=(5,),
+        context=(3,),
+    ),
+    TransformRow(name="Inverse-Slice", make=lambda: fk.Slice(2, normal_given(2, 2), dim=-1).inv, event=(2,)),
+    TransformRow(name="Chain-two-scales", make=lambda: two_scales(), event=(1, 2, 2)),
 ]
 
 DISTRIBUTIONS = [
@@ -404,5 +518,18 @@ DISTRIBUTIONS = [
     DistributionRow(name="Flow++", make=lambda: tiny_flowpp(), slow=("compiles",)),
     DistributionRow(
         name="Flow++-noise", make=lambda: dequantizer_of(tiny_flowpp()).noise, context=(2, 4, 2), slow=("compiles",)
+    ),
+    DistributionRow(
+        name="Flow-two-scales",
+        make=lambda: fk.Flow(
+            fk.Chain(
+                fk.LULinear(2),
+                fk.Slice(1, normal_given(1, 1), dim=-1),
+                fk.Elementwise(MixLogistic(2), (1,)),
+            ),
+            fk.Logistic((1,)),
+        ),
+        options={"perturb": 0.3},
+        slow=("compiles",),
     ),
 ]
