@@ -58,7 +58,7 @@ def demo(options: argparse.Namespace) -> None:
         import matplotlib.pyplot as plt
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError(f"demo: {error.name} is missing; pip install 'flowkit[demo]'") from error
+        raise ImportError(f"demo: {error.name} is missing; in a clone: pip install '.[demo]'") from error
     plt.switch_backend("agg")
 
     card = zoo.card("flowpp", "digits")

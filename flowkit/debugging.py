@@ -41,6 +41,7 @@ def validation(module: nn.Module) -> Iterator[None]:
     transforms: list[nn.Module] = [
         part for part in module.modules() if isinstance(part, Transform) and not isinstance(part, Chain | Inverse)
     ]
+    # A bijector of finite values that gives infinite ones stands at the edge of its domain, and a sum makes NaN of it.
 
     def before(part: nn.Module, args: tuple[Any, ...], inverse: bool) -> None:
         assert isinstance(part, Transform)
@@ -53,7 +54,7 @@ def validation(module: nn.Module) -> Iterator[None]:
     def after(part: nn.Module, args: tuple[Any, ...], result: tuple[Tensor, Tensor], inverse: bool) -> None:
         assert isinstance(part, Transform)
         name = "x" if inverse else "z"
-        _check(part, name, result[0].isnan(), result[0], "no NaN")
+        _check(part, name, ~result[0].isfinite() & args[0].isfinite().all(), result[0], "a finite value")
         if part.stochastic_forward and not inverse and part.codomain is not None:  # noise from outside its cube
             _check(part, name, ~part.codomain.check(result[0]), result[0], str(part.codomain))
         _check(part, "the log-term", result[1].isnan(), result[1], "no NaN")

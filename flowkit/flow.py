@@ -226,7 +226,7 @@ class Flow(Distribution):
                 f"Flow: context has batch {tuple(context_batch)}, which does not broadcast to the batch "
                 f"{tuple(batch)} of the values"
             ) from None
-        return value.expand(*joint, *event), encoded.expand(*joint, *encoded.shape[len(context_batch) :])
+        return value.expand((*joint, *event)), encoded.expand((*joint, *encoded.shape[len(context_batch) :]))
 
     def _sample_context(
         self, sample_shape: int | Sequence[int], context: Tensor | None
@@ -238,7 +238,7 @@ class Flow(Distribution):
             return shape, None
         encoded, batch = self._encode(context)
         shape = shape + batch
-        return shape, encoded.expand(*shape, *encoded.shape[len(batch) :])
+        return shape, encoded.expand((*shape, *encoded.shape[len(batch) :]))
 
     def _trace(self, context_shape: Sequence[int] | None) -> torch.Size | None:
         """The shape of x, by a backwards run of the base's event on fake tensors; no arithmetic is done."""

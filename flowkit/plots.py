@@ -39,7 +39,7 @@ def image_grid(
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("image_grid: matplotlib is missing; pip install 'flowkit[plots]'") from error
+        raise ImportError("image_grid: matplotlib is missing; in a clone: pip install '.[plots]'") from error
     n, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

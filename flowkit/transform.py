@@ -209,7 +209,7 @@ class Chain(Transform):
         for name, part in every.items():
             if not isinstance(part, Transform):
                 raise TypeError(f"Chain: part {name} is a {type(part).__name__}, wanted Transforms: Chain(one, two)")
-            if hasattr(type(self), name):
+            if hasattr(self, name):
                 raise ValueError(f"Chain: {name!r} cannot name a part, it is an attribute of every chain")
             self.add_module(name, part)
         self._extra = self._event_dims(every)
@@ -273,6 +273,11 @@ class Chain(Transform):
         if name in self.__dict__.get("_modules", ()):
             raise AttributeError(f"{self.path}: parts are not assigned; chain.replace({name}=...) gives a new chain")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__.get("_modules", ()):
+            raise AttributeError(f"{self.path}: parts are not deleted; Chain(...) of the others makes a new chain")
+        super().__delattr__(name)
 
     def __getitem__(self, key: int | str) -> Transform:
         if isinstance(key, int):

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "flowkit"
 # The first prefix that fits counts. Nets and maps stand on one floor and do not know one another.
 FLOORS = {
     "errors": 0,
+    "arguments": 0,
     "functional": 0,
     "transform": 1,
     "distribution": 1,

@@ -253,3 +253,24 @@ def test_wrong_data_and_latents_are_refused_at_the_door():
 def test_labels_are_traced_as_labels():
     flow = fk.Flow(Shift(), fk.Normal(2), context_net=torch.nn.Embedding(10, 2), context_shape=())
     assert flow.event_shape == (2,)
+
+
+def test_one_label_and_one_example_have_no_batch_dims():
+    flow = fk.Flow(Shift(), fk.Normal(2), context_net=torch.nn.Embedding(10, 2), context_ndim=0)
+    x, label = torch.zeros(2), torch.tensor(3)
+    assert flow.log_prob(x, label).shape == () and flow.sample((), label).shape == (2,)
+    assert flow.from_latent(flow.to_latent(x, label), label).shape == (2,)
+
+
+def test_parts_are_not_deleted():
+    chain = fk.Chain(logit=fk.Logit(0.05), norm=fk.ActNorm((2,)))
+    with pytest.raises(AttributeError, match="parts are not deleted"):
+        del chain.logit
+    with pytest.raises(ValueError, match="'training' cannot name a part"):
+        fk.Chain(training=fk.Logit())
+
+
+def test_validation_mode_sees_infinite_latents_of_finite_data():
+    flow = fk.Flow(fk.Chain(logit=fk.Logit()), fk.Normal(2))
+    with fk.debugging.validation(flow), pytest.raises(fk.DomainError, match=r"transform.logit: z is -inf"):
+        flow.log_prob(torch.tensor([[0.5, 0.0]]))

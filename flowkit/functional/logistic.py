@@ -85,7 +85,8 @@ def logit_mix_logistic_cdf_inverse(
     Domain: finite inputs, abs(s) <= 80 in float32 and 700 in float64. The bracket saturates at 1/16 of the dtype's
     largest number, and so do dx/dy and the gradient of y.
     Error: the residual in y is within 6 eps (1 + abs(y) + abs(x) dy/dx), so x is within 4 times
-    eps (1 + abs(y)) / (dy/dx) + eps (1 + abs(x)), what rounding y and x alone may cost.
+    eps (1 + abs(y)) / (dy/dx) + eps (1 + abs(x)), what rounding y and x alone may cost, with the least dy/dx between x
+    and the exact solution: in a gap between sharp components it can be far below that at either end.
 
     Raises:
         ShapeError: the three parameters do not all have shape (*y.shape, K) with K >= 1.

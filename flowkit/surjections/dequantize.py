@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit.arguments import whole
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.eager import values_at_hand
@@ -27,10 +28,11 @@ class Dequantizer(Transform):
 
     def __init__(self, levels: int) -> None:
         super().__init__()
-        if not isinstance(levels, int) or not 2 <= levels <= 1 << 24:  # float32 tells no more integers apart
+        count = whole(levels)
+        if count is None or not 2 <= count <= 1 << 24:  # float32 tells no more integers apart
             raise ValueError(f"{type(self).__name__}: levels is {levels!r}, wanted a whole number from 2 to {1 << 24}")
-        self.levels = levels
-        self.domain = constraints.integer_interval(0, levels - 1)
+        self.levels = count
+        self.domain = constraints.integer_interval(0, count - 1)
         # Carries dtype and device of the noise, so that .double() and .to(device) mean it too.
         self.register_buffer("unit", torch.ones(()), persistent=False)
 
@@ -39,7 +41,8 @@ class Dequantizer(Transform):
             raise DomainError(f"{self.path}: x is {x.dtype}, wanted integers from 0 to {self.levels - 1}")
         if not x.numel() or not values_at_hand(x):
             return
-        low, high = (value.item() for value in x.aminmax())
+        # Not every unsigned dtype has a minimum of its own; beyond int64 they wrap to below 0, and are refused as well.
+        low, high = (value.item() for value in x.long().aminmax())
         if low < 0 or high >= self.levels:
             raise DomainError(
                 f"{self.path}: x has values from {low} to {high}, wanted integers from 0 to {self.levels - 1}"
@@ -63,7 +66,8 @@ class Dequantizer(Transform):
         bins = scaled.floor()
         inside = (bins >= 0) & (bins < self.levels)
         u = torch.where(inside, scaled - bins, 0.5)
-        return bins.clamp(0, self.levels - 1).long(), u, inside
+        # A latent that is not a number gives 0, with a log-term of minus infinity, as everything outside does.
+        return bins.nan_to_num(0.0).clamp(0, self.levels - 1).long().clamp(max=self.levels - 1), u, inside
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}"

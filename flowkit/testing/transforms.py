@@ -164,8 +164,8 @@ def has_dropout(module: nn.Module) -> bool:
 
 
 @of_transforms(
-    "a constant tensor of a dtype of its own; `torch.tensor(...)` in the middle of a formula; what a net gives under "
-    "autocast, not cast back to the dtype of x"
+    "a log-term in the dtype of x, wanted in `flowkit.functional.log_term_dtype(x.dtype)`; a constant tensor of "
+    "a dtype of its own; what a net gives under autocast, not cast back to the dtype of x"
 )
 def dtypes(case: TransformCase) -> None:
     """z has the dtype of x, and l has promote_types(x.dtype, float32): in float64, float32, bfloat16 and autocast.
@@ -635,7 +635,10 @@ def functional_gradient(case: TransformCase) -> None:
 # Transforms: copies
 
 
-@of_transforms("a tensor that is neither a parameter nor a buffer; a local function or a lambda kept as an attribute")
+@of_transforms(
+    "a tensor that is neither a parameter nor a buffer; a local function or a lambda kept as an attribute; a class "
+    "defined inside a function, which cannot be pickled"
+)
 def copies(case: TransformCase) -> None:
     """State dict, saved file, deepcopy and pickle give the same part, bit for bit; the repr names the class."""
     for side in case.sides:

@@ -23,7 +23,7 @@ def digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits: scikit-learn ships this data; pip install 'flowkit[demo]'") from error
+        raise ImportError("digits: scikit-learn ships this data; in a clone: pip install '.[demo]'") from error
     images = torch.from_numpy(load_digits().images).long().unsqueeze(1)
     held_out = torch.arange(len(images)) % 5 == 4
     return images[~held_out], images[held_out]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from flowkit.arguments import whole
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling, Flip, Logit, PairChannels, PairColumns, Sigmoid, Squeeze
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
@@ -172,17 +173,20 @@ class FlowppConfig:
     context_attention: Attention = "none"
 
     def __post_init__(self) -> None:
-        shape = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
-        object.__setattr__(self, "shape", shape or self.shape)
+        shape = tuple(whole(size) or 0 for size in self.shape) if isinstance(self.shape, Sequence) else ()
         object.__setattr__(self, "layout", tuple((kind, count) for kind, count in self.layout))
-        if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
-            raise ValueError(f"flowpp: shape is {self.shape}, wanted (C, H, W), three numbers above 0")
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"flowpp: shape is {self.shape}, wanted (C, H, W), three whole numbers above 0")
+        object.__setattr__(self, "shape", shape)
         at_least = dict.fromkeys(("filters", "blocks", "heads", "dequant_blocks", "context_filters"), 1)
         at_least |= {"levels": 2, "components": 0, "dequant_couplings": 1, "context_blocks": 0}
         for name, least in at_least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"flowpp: {name} is {value!r}, wanted a whole number of at least {least}")
+            value = whole(getattr(self, name))
+            if value is None or value < least:
+                raise ValueError(
+                    f"flowpp: {name} is {getattr(self, name)!r}, wanted a whole number of at least {least}"
+                )
+            object.__setattr__(self, name, value)
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"flowpp: dropout is {self.dropout!r}, wanted at least 0 and below 1")
         for name in ("channel_mixing", "weight_norm", "final_concat_elu", "variational", "context_norm"):

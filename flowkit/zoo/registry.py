@@ -65,7 +65,10 @@ def read(model: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         WeightsError: if the file is not the one that the card describes.
     """
     found = card(model, name)
-    content = (_folder() / f"{model}-{name}.safetensors").read_bytes()
+    try:
+        content = (_folder() / f"{model}-{name}.safetensors").read_bytes()
+    except FileNotFoundError:
+        raise WeightsError(f"{model}-{name}.safetensors: the card is there, but not the weights beside it") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != found["sha256"]:
         raise WeightsError(

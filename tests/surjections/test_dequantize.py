@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -150,3 +151,22 @@ def test_noise_from_outside_the_cube_is_found_in_validation_mode():
     dequantize = fk.VariationalDequantizer(fk.Normal((2,)), 8)
     with fk.debugging.validation(dequantize), pytest.raises(fk.DomainError, match="VariationalDequantizer: z is -"):
         dequantize(torch.zeros(100, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_wide_unsigned_integers_come_in(dtype):
+    dequantize = fk.UniformDequantizer(1000)
+    x = torch.tensor([1, 999]).to(dtype)
+    assert dequantize.inverse(dequantize(x)[0])[0].tolist() == [1, 999]
+    with pytest.raises(fk.DomainError, match="x has values from 1 to 1000"):
+        dequantize(torch.tensor([1, 1000]).to(dtype))
+
+
+def test_whole_numbers_of_numpy_are_levels():
+    assert fk.UniformDequantizer(np.int64(17)).levels == 17
+
+
+@pytest.mark.parametrize("levels", [17, 1 << 24])
+def test_latents_that_are_no_numbers_still_give_integers_in_range(levels):
+    x, terms = fk.UniformDequantizer(levels).inverse(torch.tensor([math.nan, math.inf, -math.inf, 1.0]))
+    assert x.tolist() == [0, levels - 1, 0, levels - 1] and (terms == -math.inf).all()

@@ -62,7 +62,7 @@ def test_damaged_weights_are_refused_by_their_hash(folder, damage):
 
 def test_missing_weights_are_named(folder):
     (folder / "flowpp-digits.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"flowpp-digits\.safetensors"):
+    with pytest.raises(WeightsError, match=r"flowpp-digits.safetensors: the card is there, but not the weights"):
         fk.zoo.flowpp(pretrained="digits")
 
 
