@@ -1,6 +1,7 @@
 """Pure functions: everything that can be wrong in the last digits, and the moves of elements."""
 
 from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
+from flowkit.functional.mix_gaussian import probit_mix_gaussian_cdf, probit_mix_gaussian_cdf_inverse
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.rearrange import (
     pair_channels,
@@ -20,6 +21,8 @@ __all__ = [
     "sum_rightmost",
     "logit_mix_logistic_cdf",
     "logit_mix_logistic_cdf_inverse",
+    "probit_mix_gaussian_cdf",
+    "probit_mix_gaussian_cdf_inverse",
     "pair_channels",
     "pair_checkerboard",
     "pair_columns",

@@ -118,8 +118,9 @@ def rational_quadratic_spline_inverse(
         x and `log_derivative` = log dx/dz, both of shape (*S).
 
     Domain: as above.
-    Error: x within 8 eps (upper - lower) (1 + dx/dz), what rounding z and x alone may cost. dx/dz is at most
-    about 2 / min_slope at a knot, but may reach (1 / min_height)^2 inside a flat bin that ends steeply.
+    Error: x within 8 eps (upper - lower) (1 + dx/dz), what rounding z and x alone may cost, with the largest dx/dz
+    between x and what is given. At a knot dx/dz is at most 1 / min_slope; inside a flat bin of mean slope s with steep
+    ends of slope d it reaches d / (2 s^2), and float32 has few digits left there.
 
     Raises:
         ShapeError, DomainError, ValueError: as above.

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
-from flowkit.functional.precision import log_term_dtype
-from flowkit.maps.affine import Affine
-from flowkit.transform import Map
+from flowkit.maps.mixture import Mixture
 
 __all__ = ["MixLogistic"]
 
 
-class MixLogistic(Map):
+class MixLogistic(Mixture):
     """z = logit(F(x)) exp(s) + t, F the CDF of a mixture of logistics; back by a bracketed Newton search.
 
     Log-term: log of d logit(F) / dx, plus s. The 2 + 3K parameters of an element are, in this order, (r, t) of the
@@ -39,29 +35,5 @@ class MixLogistic(Map):
     (True, True)
     """
 
-    def __init__(self, components: int, min_log_scale: float = -7.0) -> None:
-        super().__init__()
-        if components < 1:
-            raise ValueError(f"MixLogistic: components is {components}, wanted at least 1")
-        self.components, self.min_log_scale = components, min_log_scale
-        self.affine = Affine(log_scale_bound=1.0)
-        self.num_params = self.affine.num_params + 3 * components
-
-    def _split(self, params: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        affine, logits, means, log_scales = params.split([self.affine.num_params, *[self.components] * 3], dim=-1)
-        return affine, (logits, means, log_scales.clamp(min=self.min_log_scale))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        affine, mixture = self._split(self.parameters_for(x, context))
-        y, log_slope = logit_mix_logistic_cdf(x, *mixture)
-        z, log_scale = self.affine(y, affine)
-        return z, log_slope.to(log_term_dtype(x.dtype)) + log_scale
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        affine, mixture = self._split(self.parameters_for(z, context))
-        y, log_scale = self.affine.inverse(z, affine)
-        x, log_slope = logit_mix_logistic_cdf_inverse(y, *mixture)
-        return x, log_slope.to(log_term_dtype(z.dtype)) + log_scale
-
-    def extra_repr(self) -> str:
-        return f"components={self.components}"
+    _cdf = staticmethod(logit_mix_logistic_cdf)
+    _cdf_inverse = staticmethod(logit_mix_logistic_cdf_inverse)

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 import flowkit as fk
 from flowkit.distribution import Distribution
-from flowkit.maps import Additive, Affine, MixLogistic, RationalQuadratic
+from flowkit.maps import Additive, Affine, MixGaussian, MixLogistic, RationalQuadratic
 from flowkit.nets import MLP, GatedConvAttention
 from flowkit.testing import DistributionCase, TransformCase
 from flowkit.transform import Transform
@@ -305,6 +305,28 @@ TRANSFORMS = [
         name="Coupling-RationalQuadratic",
         make=lambda: fk.Coupling(RationalQuadratic(4, bound=5.0), mlp((2,), (2, 11)), dim=-1),
         event=(4,),
+    ),
+    TransformRow(name="maps.MixGaussian", make=lambda: MixGaussian(3), event=(2,), context=(2, 11)),
+    TransformRow(name="maps.MixGaussian-one", make=lambda: MixGaussian(1), event=(), context=(5,), slow=("compiles",)),
+    TransformRow(
+        name="Elementwise-MixGaussian",
+        make=lambda: fk.Elementwise(MixGaussian(2), (2, 2)),
+        event=(2, 2),
+        options=FREE,
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="FromContext-MixGaussian",
+        make=lambda: fk.FromContext(MixGaussian(2), mlp((2,), (3, 8)), event_ndim=1),
+        event=(3,),
+        context=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="Coupling-MixGaussian",
+        make=lambda: fk.Coupling(MixGaussian(2), mlp((2,), (2, 8)), dim=-1),
+        event=(4,),
+        slow=("compiles",),
     ),
     TransformRow(name="Conv1x1", make=lambda: fk.Conv1x1((3, 2, 2)), event=(3, 2, 2)),
     TransformRow(name="Conv1x1-per-half", make=lambda: fk.Conv1x1((2, 2, 2, 2)), event=(2, 2, 2, 2)),
