@@ -94,12 +94,12 @@ def hard_cases(components, dtype):
 @pytest.mark.parametrize("components", [1, 2, 8, 32])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_digits(dtype, components):
-    """y to 8 eps; the log-slope to 16 eps, or what rounding z by an ulp costs: the mean of z^2 over the density."""
+    """y to 10 eps; the log-slope to 16 eps, or what rounding z by an ulp costs: the mean of z^2 over the density."""
     inputs, eps = hard_cases(components, dtype), torch.finfo(dtype).eps
     got = probit_mix_gaussian_cdf(*inputs)
     rows = zip(*(t.tolist() for t in inputs), got[0].tolist(), strict=True)
     y, log_slope, condition = torch.tensor([exact(*row) for row in rows], dtype=torch.float64).T
-    assert ((got[0] - y).abs() <= 8 * eps * (1 + y.abs())).all()
+    assert ((got[0] - y).abs() <= 10 * eps * (1 + y.abs())).all()
     error = (got[1] - log_slope).abs() / (1 + log_slope.abs())
     assert (error <= 16 * eps * (1 + y * y + condition)).all()
     assert error.median() <= 4 * eps
@@ -142,6 +142,15 @@ def test_no_nan_out_to_a_thousand_scales(dtype, components, function):
             assert not any(t.isnan().any() for t in gradients(outputs, [x, *parameters]))
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("poisoned", range(4))
+def test_nan_stays_nan(poisoned, function):
+    arguments = [torch.zeros(2), *torch.zeros(3, 2, 2)]
+    arguments[poisoned][0] = torch.nan
+    value, log_derivative = function(*arguments)
+    assert value[0].isnan() and log_derivative[0].isnan() and value[1].abs() < 1e-6
+
+
 # Inverse
 
 
@@ -155,7 +164,7 @@ def test_inverse(function, dtype, regime):
     y, _ = probit_mix_gaussian_cdf(x, *parameters)
     back, log_derivative = function(y, *parameters)
     again, log_slope = probit_mix_gaussian_cdf(back, *parameters)
-    assert ((again - y).abs() <= 10 * eps * (1 + y.abs() + log_slope.exp() * back.abs())).all()
+    assert ((again - y).abs() <= 12 * eps * (1 + y.abs() + log_slope.exp() * back.abs())).all()
     torch.testing.assert_close(log_derivative, -log_slope, rtol=16 * eps, atol=16 * eps)
     points = [probit_mix_gaussian_cdf(torch.lerp(x, back, t), *parameters)[1] for t in torch.linspace(0, 1, 17)]
     flattest = torch.stack(points).amin(0).double().exp()  # between x and what came back
