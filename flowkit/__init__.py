@@ -37,14 +37,22 @@ from flowkit.distributions import Logistic, Normal, Uniform
 from flowkit.errors import DomainError, NotExact, ShapeError
 from flowkit.flow import Flow
 from flowkit.initialization import initialize
-from flowkit.surjections import Slice, UniformDequantizer, VariationalDequantizer
+from flowkit.surjections import (
+    ArgmaxDequantizer,
+    BinaryDequantizer,
+    Slice,
+    UniformDequantizer,
+    VariationalDequantizer,
+)
 from flowkit.transform import Bijector, Chain, Inverse, Map, Transform, within
 
 __all__ = [
     "ActNorm",
     "AffineCoupling",
+    "ArgmaxDequantizer",
     "BatchNorm",
     "Bijector",
+    "BinaryDequantizer",
     "Chain",
     "Conv1x1",
     "Coupling",

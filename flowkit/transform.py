@@ -348,6 +348,7 @@ def _fits(values: constraints.Constraint, domain: constraints.Constraint) -> boo
     (lower, upper), (low, high) = bounds
     if low is None and high is None:
         return False  # a set that bounds do not describe
-    return (low is None or (lower is not None and lower >= low)) and (
-        high is None or (upper is not None and upper <= high)
+    # Bounds may be tensors, one for each element of an event.
+    return (low is None or (lower is not None and bool(torch.as_tensor(lower >= low).all()))) and (
+        high is None or (upper is not None and bool(torch.as_tensor(upper <= high).all()))
     )

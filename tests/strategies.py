@@ -24,7 +24,9 @@ def values(
     """
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     if constraint is not None and constraint.is_discrete:
-        drawn = arrays(np.int64, shape, elements=st.integers(low, high), fill=st.nothing())
+        most = torch.as_tensor(high)  # of each element of an event, perhaps
+        drawn = arrays(np.int64, shape, elements=st.integers(low, int(most.max())), fill=st.nothing())
+        drawn = drawn.map(lambda integers: np.minimum(integers, most.numpy()))
     elif low is not None and high is not None:
         # Not nearer to the ends than a slope of 1000 allows.
         width = high - low

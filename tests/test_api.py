@@ -11,11 +11,12 @@ import flowkit as fk
 from flowkit import testing
 
 NAMES = """
-    ActNorm AffineCoupling BatchNorm Bijector Chain Conv1x1 Coupling Distribution DomainError Elementwise Exp Flip Flow
-    FromContext HouseholderLinear Inverse LUConv1x1 LULinear LeakyReLU Logistic Logit Map MatrixExpLinear
-    MixLogisticCDFCoupling Normal NotExact PairChannels PairCheckerboard PairColumns Permute Power QRLinear ScaleShift
-    ShapeError Sigmoid Slice Softplus Squeeze Tanh Transform Uniform UniformDequantizer VariationalDequantizer debugging
-    functional initialize maps metrics nets within zoo
+    ActNorm AffineCoupling ArgmaxDequantizer BatchNorm Bijector BinaryDequantizer Chain Conv1x1 Coupling
+    Distribution DomainError Elementwise Exp Flip Flow FromContext HouseholderLinear Inverse LUConv1x1 LULinear
+    LeakyReLU Logistic Logit Map MatrixExpLinear MixLogisticCDFCoupling Normal NotExact PairChannels
+    PairCheckerboard PairColumns Permute Power QRLinear ScaleShift ShapeError Sigmoid Slice Softplus Squeeze Tanh
+    Transform Uniform UniformDequantizer VariationalDequantizer debugging functional initialize maps metrics nets
+    within zoo
 """
 
 

@@ -137,3 +137,125 @@ def test_fixed_base_serves_as_noise():
     assert torch.equal(flow.log_prob(STATES), flow.log_prob(STATES))
     fk.initialize(flow, STATES)
     assert flow.to_latent(STATES).mean(0).abs().max() < 1e-10
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One interface: every dequantizer, on data with few states
+
+
+class Read(torch.nn.Module):
+    """An encoder: a vector off whatever code of x it is given."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.linear = torch.nn.Linear(size, 3)
+
+    def forward(self, code, context=None):
+        return torch.tanh(self.linear(code.reshape(*code.shape[: code.ndim - self.ndim], self.size)))
+
+
+def encoder(size, ndim):
+    net = Read(size)
+    net.ndim = ndim
+    return net
+
+
+def noise_given(event, *squash):
+    """A distribution over (*event), on the unit cube if told so, whose location and scale a net reads off 3 numbers."""
+    net = fk.nets.MLP((3,), (*event, 2), hidden=(8,))
+    shift = fk.FromContext(fk.maps.Affine(log_scale_bound=1.0), net, event_ndim=len(event))
+    return fk.Flow(fk.Chain(*squash, shift), fk.Logistic(event), context_shape=(3,))
+
+
+def uniform(levels):
+    return fk.UniformDequantizer(levels), (2,)
+
+
+def variational(levels):
+    return fk.VariationalDequantizer(noise_given((2,), fk.Sigmoid().inv), levels, encoder(2, 1)), (2,)
+
+
+def argmax(levels):
+    return fk.ArgmaxDequantizer(noise_given((2, levels)), levels, encoder(2 * levels, 2)), (2, levels)
+
+
+def binary(levels):
+    digits = (levels - 1).bit_length()
+    return fk.BinaryDequantizer(noise_given((2, digits)), levels, encoder(2 * digits, 2)), (2, digits)
+
+
+ALL = {
+    "uniform": (uniform, 3, (3, 3)),
+    "uniform-each": (uniform, (2, 5), (2, 5)),
+    "variational": (variational, 3, (3, 3)),
+    "variational-each": (variational, (2, 4), (2, 4)),
+    "argmax": (argmax, 3, (3, 3)),
+    "binary": (binary, 3, (3, 3)),
+}
+
+
+def product_model(name):
+    """A dequantizer before independent logistics, and the exact probability of each of its states."""
+    make, levels, counts = ALL[name]
+    torch.manual_seed(1)
+    dequantize, event = make(levels)
+    loc, scale = torch.randn(event).double(), 0.5 + torch.rand(event).double()
+    on_cube = name.startswith(("uniform", "variational"))
+    loc, scale = (0.5 + 0.3 * loc.tanh(), 0.4 * scale) if on_cube else (loc, scale)
+    flow = fk.Flow(dequantize, fk.Logistic(event, loc, scale)).double()
+    states = torch.cartesian_prod(*map(torch.arange, counts))
+    perturb(flow, scale=0.2, seed=2)
+
+    def below(value, i):
+        return torch.sigmoid((value - loc[i]) / scale[i])
+
+    def mass(i, k, count):
+        """Of value k at place i."""
+        if on_cube:
+            return below((k + 1) / count, i) - below(k / count, i)
+        if name == "binary":
+            digits = [int(d) for d in f"{k:02b}"]
+            above = 1 - below(0.0, i)
+            return torch.stack([above[j] if d else 1 - above[j] for j, d in enumerate(digits)]).prod()
+        t = torch.linspace(-60, 60, 60_001, dtype=torch.float64)[:, None]
+        cdf = torch.sigmoid((t - loc[i]) / scale[i])
+        density = cdf * (1 - cdf) / scale[i]
+        others = [j for j in range(count) if j != k]
+        return (density[:, k] * cdf[:, others].prod(-1)).sum() * (120 / 60_000)
+
+    tables = [torch.stack([mass(i, k, count) for k in range(count)]) for i, count in enumerate(counts)]
+    return flow, states, (tables[0][states[:, 0]] * tables[1][states[:, 1]]).log()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_dequantizer_has_bounds_that_converge_to_the_exact_probability(name):
+    """Below it in the mean with one draw, nearer with more, and the mean of exp(log_prob) is the probability."""
+    flow, states, exact = product_model(name)
+    assert exact.exp().sum() <= 1 + 1e-9
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        terms = flow.log_prob(states.expand(20_000, -1, -1), generator=generator)
+        repeated = states.repeat(400, 1)
+        bounds = [
+            fk.metrics.log_prob_bound(flow, repeated, draws=k, generator=generator).mean() for k in (1, 4, 16, 64)
+        ]
+    assert terms.mean(0).exp().sum() <= 1
+    weights = (terms - exact).exp()
+    assert ((weights.mean(0) - 1).abs() < 5 * weights.std(0) / len(weights) ** 0.5 + 1e-9).all()
+    gaps = [(exact.mean() - bound).item() for bound in bounds]
+    assert gaps == sorted(gaps, reverse=True) and gaps[0] > 0.01, gaps
+    assert -5e-3 < gaps[-1] < 0.1 * gaps[0], gaps
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samples_have_the_exact_frequencies(name):
+    flow, states, exact = product_model(name)
+    count = 50_000
+    samples = flow.sample((count,), generator=torch.Generator().manual_seed(3))
+    found = (samples[:, None] == states).all(-1).double().mean(0)
+    # Mass outside the cube, or on digits that no integer has, goes to the nearest integer.
+    outside = name.startswith(("uniform", "variational")) or name == "binary"
+    error = 5 * (exact.exp() * (1 - exact.exp()) / count).sqrt()
+    assert ((found - exact.exp()) > -error).all()
+    assert outside or ((found - exact.exp()) < error).all()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
+from flowkit.functional.softplus import log1mexp, softplus
 from flowkit.transform import Bijector
 
 __all__ = ["Exp", "LeakyReLU", "Power", "ScaleShift", "Softplus"]
@@ -67,13 +68,10 @@ class Softplus(Bijector):
     codomain = constraints.positive
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return -F.logsigmoid(-x), F.logsigmoid(x.to(log_term_dtype(x.dtype)))
+        return softplus(x), F.logsigmoid(x.to(log_term_dtype(x.dtype)))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        # Each form where it keeps its digits; the clamps keep the other one's gradient finite.
-        split = math.log(2)
-        near, far = z.clamp(max=split), z.clamp(min=split)
-        log_slope = torch.where(z < split, (-torch.expm1(-near)).log(), torch.log1p(-(-far).exp()))
+        log_slope = log1mexp(z)
         return z + log_slope, -log_slope.to(log_term_dtype(z.dtype))
 
 

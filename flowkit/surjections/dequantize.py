@@ -1,8 +1,10 @@
-"""From integers to the unit cube: uniform and variational dequantization."""
+"""From integers to real numbers: uniform and variational dequantization, and argmax for categories."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,66 +13,94 @@ from torch.distributions import constraints
 from flowkit.arguments import whole
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError, ShapeError
+from flowkit.functional import discrete
 from flowkit.functional.eager import values_at_hand
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
 from flowkit.transform import Transform
 
-__all__ = ["UniformDequantizer", "VariationalDequantizer"]
+__all__ = ["ArgmaxDequantizer", "BinaryDequantizer", "UniformDequantizer", "VariationalDequantizer"]
+
+MOST = 1 << 24  # float32 tells no more integers apart
+
+# One number, or a tensor of them that broadcasts over the event.
+Levels = int | Sequence[int] | Tensor
 
 
 class Dequantizer(Transform):
-    """z = (x + u) / levels with noise u in [0, 1), and back x = floor(levels z): what all dequantizers share."""
+    """Integers from 0 to levels - 1, and the dtype of the noise they are given: what all dequantizers share."""
 
     stochastic_forward = True
-    codomain = constraints.unit_interval
+    levels: int | Tensor
     unit: Tensor
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: Levels) -> None:
         super().__init__()
-        count = whole(levels)
-        if count is None or not 2 <= count <= 1 << 24:  # float32 tells no more integers apart
-            raise ValueError(f"{type(self).__name__}: levels is {levels!r}, wanted a whole number from 2 to {1 << 24}")
-        self.levels = count
-        self.domain = constraints.integer_interval(0, count - 1)
+        part = type(self).__name__
         # Carries dtype and device of the noise, so that .double() and .to(device) mean it too.
         self.register_buffer("unit", torch.ones(()), persistent=False)
+        one = whole(levels)
+        each = None if one is not None else _whole_numbers(levels)
+        if not (2 <= one <= MOST if one is not None else each is not None):
+            raise ValueError(f"{part}: levels is {levels!r}, wanted a whole number from 2 to {MOST}, or some of them")
+        if each is None:
+            self.levels = one  # type: ignore[assignment]
+        else:
+            self.register_buffer("levels", each, persistent=False)
+
+    @property
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.integer_interval(0, self.levels - 1)
+
+    @property
+    def _levels_event(self) -> tuple[int | None, ...]:
+        """The rightmost dims of x that have levels of their own, None for any size."""
+        shape = self.levels.shape if isinstance(self.levels, Tensor) else ()
+        return tuple(None if size == 1 else size for size in shape)
 
     def _check_integers(self, x: Tensor) -> None:
+        self.check_event("x", x, (None,) * (self.in_ndim - len(self._levels_event)) + self._levels_event)
+        levels = self.levels
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise DomainError(f"{self.path}: x is {x.dtype}, wanted integers from 0 to {self.levels - 1}")
-        if not x.numel() or not values_at_hand(x):
+            most = levels if isinstance(levels, int) else int(levels.max())
+            raise DomainError(f"{self.path}: x is {x.dtype}, wanted integers from 0 to {most - 1}")
+        if not x.numel() or not values_at_hand(x, *([levels] if isinstance(levels, Tensor) else [])):
             return
         # Not every unsigned dtype has a minimum of its own; beyond int64 they wrap to below 0, and are refused as well.
-        low, high = (value.item() for value in x.long().aminmax())
-        if low < 0 or high >= self.levels:
+        wide = x.long()
+        if isinstance(levels, int):
+            low, high = (value.item() for value in wide.aminmax())
+            if low < 0 or high >= levels:
+                raise DomainError(
+                    f"{self.path}: x has values from {low} to {high}, wanted integers from 0 to {levels - 1}"
+                )
+        elif (wrong := (wide < 0) | (wide >= levels)).any():
+            place = tuple(wrong.nonzero()[0].tolist())
+            most = int(levels.expand(x.shape)[place])
             raise DomainError(
-                f"{self.path}: x has values from {low} to {high}, wanted integers from 0 to {self.levels - 1}"
+                f"{self.path}: x is {wide[place].item()} at {place}, wanted integers from 0 to {most - 1} there"
             )
 
-    def _to_cube(self, x: Tensor, u: Tensor) -> Tensor:
-        """(x + u) / levels, nudged where rounding would carry it out of its bin, so that the floor gives x again."""
-        x = x.to(u.dtype)
-        z = (x + u) / self.levels
-        with torch.no_grad():
-            inside = z
-            for _ in range(2):  # the sum and the quotient round once each
-                bins = (inside * self.levels).floor()
-                inside = torch.where(bins > x, inside.nextafter(-self.unit), inside)
-                inside = torch.where(bins < x, inside.nextafter(2 * self.unit), inside)
-        return z + (inside - z).detach() if u.requires_grad else inside
-
-    def _to_integers(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The integers, as int64; the noise in [0, 1); where z lies inside the cube."""
-        scaled = z * self.levels
-        bins = scaled.floor()
-        inside = (bins >= 0) & (bins < self.levels)
-        u = torch.where(inside, scaled - bins, 0.5)
-        # A latent that is not a number gives 0, with a log-term of minus infinity, as everything outside does.
-        return bins.nan_to_num(0.0).clamp(0, self.levels - 1).long().clamp(max=self.levels - 1), u, inside
+    def _log_levels(self, value: Tensor) -> Tensor | float:
+        """The sum of log levels over the event of `value`."""
+        event = value.shape[value.ndim - self.in_ndim :]
+        if isinstance(self.levels, Tensor):
+            return self.levels.to(log_term_dtype(self.unit.dtype)).log().expand(event).sum()
+        return event.numel() * math.log(self.levels)
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels}"
+        return f"levels={self.levels.tolist() if isinstance(self.levels, Tensor) else self.levels}"
+
+
+def _whole_numbers(levels: Levels) -> Tensor | None:
+    """Levels for each element, as int64; None for what is none, or out of range."""
+    try:
+        each = torch.as_tensor(levels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if each.is_floating_point() or each.is_complex() or each.dtype == torch.bool or not (each.ndim and each.numel()):
+        return None
+    return each.long() if each.device.type == "meta" or bool(((each >= 2) & (each <= MOST)).all()) else None
 
 
 class UniformDequantizer(Dequantizer):
@@ -80,13 +110,16 @@ class UniformDequantizer(Dequantizer):
     interval and no x leads there. `log_prob` of a flow that starts with it is a lower bound in expectation.
 
     Args:
-        levels: the integers run from 0 to levels - 1; 256 for 8-bit images.
+        levels: the integers run from 0 to levels - 1; 256 for 8-bit images. A tensor or a sequence has levels for each
+            element of the event, (3, 7) for two columns of a table, the same for all places where its size is 1.
 
     Shapes:
-        x: (*batch), any integer dtype; z: (*batch), the dtype of the module; l: (*batch). Elementwise.
+        x: (*batch), any integer dtype; z: (*batch), the dtype of the module; l: (*batch). Elementwise, or with levels
+        for each element (*batch, *event), (*batch, *event), (*batch), where the event has the dims of `levels`.
 
     Raises:
         DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
+        ShapeError: for x that does not end in the shape of `levels`.
         ValueError: for fewer than 2 levels, or more than float32 tells apart.
 
     Reference:
@@ -99,26 +132,111 @@ class UniformDequantizer(Dequantizer):
     >>> z, term = dequantize(x)
     >>> dequantize.inverse(z)[0]
     tensor([  0, 128, 255])
+    >>> UniformDequantizer(levels=(3, 7))(torch.tensor([[2, 6], [0, 0]]))[1].exp() * 21
+    tensor([1.0000, 1.0000])
     """
 
-    in_ndim = 0
-    out_ndim = 0
+    codomain = constraints.unit_interval
+
+    def __init__(self, levels: Levels) -> None:
+        super().__init__(levels)
+        self.in_ndim = self.out_ndim = len(self._levels_event)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         self._check_integers(x)
         u = torch.rand(x.shape, dtype=self.unit.dtype, device=x.device, generator=generator)
-        z = self._to_cube(x, u)
-        return z, torch.full_like(z, -math.log(self.levels), dtype=log_term_dtype(z.dtype))
+        z = discrete.to_bins(x, u, self.levels)
+        return z, -self._log_term(z)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, _, inside = self._to_integers(z)
-        term = torch.full_like(z, math.log(self.levels), dtype=log_term_dtype(z.dtype))
-        return x, torch.where(inside, term, -torch.inf)
+        self.check_event("z", z, self._levels_event)
+        x, _, inside = discrete.from_bins(z, self.levels)
+        return x, torch.where(_everywhere(inside, self.in_ndim), self._log_term(z), -torch.inf)
+
+    def _log_term(self, value: Tensor) -> Tensor:
+        batch = value.shape[: value.ndim - self.in_ndim]
+        return value.new_zeros(batch, dtype=log_term_dtype(value.dtype)) + self._log_levels(value)
 
 
-class VariationalDequantizer(Dequantizer):
+def _everywhere(inside: Tensor, dims: int) -> Tensor:
+    """Whether all of the `dims` rightmost dims are inside."""
+    return sum_rightmost((~inside).long(), dims) == 0
+
+
+class DrawnDequantizer(Dequantizer):
+    """z is a bijection of u, given x, with u drawn from q(u | x), and x can be told from z.
+
+    So z has the density q(u | x) / |det dz/du|, and minus its logarithm is the log-term.
+    """
+
+    def __init__(self, noise: Distribution, levels: Levels, encoder: nn.Module | None) -> None:
+        super().__init__(levels)
+        part = type(self).__name__
+        if not isinstance(noise, Distribution):
+            raise TypeError(f"{part}: noise is a {type(noise).__name__}, wanted a flowkit Distribution")
+        if not (encoder is None or callable(encoder)):
+            raise TypeError(f"{part}: encoder is a {type(encoder).__name__}, wanted a network or None")
+        if encoder is None and noise.context_ndim is not None:
+            raise ValueError(f"{part}: a conditional noise needs an encoder")
+        self.encoder, self.noise = encoder, noise
+        self.out_ndim = noise.event_ndim
+        self.in_ndim = self.out_ndim - len(self._added)
+        if self.in_ndim < len(self._levels_event):
+            raise ShapeError(
+                f"{part}: levels has shape {self._levels_event}, wanted at most the {self.in_ndim} dims of the event"
+            )
+
+    @property
+    def _added(self) -> tuple[int, ...]:
+        """What z has to the right of the shape of x."""
+        return ()
+
+    @abstractmethod
+    def _code(self, x: Tensor) -> Tensor:
+        """x as the encoder sees it."""
+
+    @abstractmethod
+    def _place(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | float]:
+        """z, and log|det dz/du|."""
+
+    @abstractmethod
+    def _find(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+        """x, u and log|det dz/du|; and whether x leads to this z."""
+
+    def _encode(self, x: Tensor, context: Tensor | None) -> Tensor | None:
+        if self.encoder is None:
+            return None
+        encoded = self.enter_net(self.encoder, self._code(x), context)
+        # Mixed precision ends here, as it does behind a coupling's net: the noise is a density.
+        return encoded.to(self.unit.dtype) if encoded.is_floating_point() else encoded
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self._check_integers(x)
+        encoded = self._encode(x, context)
+        shape = x.shape[: x.ndim - self.in_ndim] if encoded is None else ()
+        u, log_density = self.noise.sample_and_log_prob(shape, encoded, generator=generator)
+        wanted = (*x.shape, *self._added)
+        if u.shape != wanted:
+            raise ShapeError(
+                f"{self.path}: x has shape {tuple(x.shape)}, but the noise comes as {tuple(u.shape)}"
+                + (f", wanted {wanted}" if self._added else "")
+            )
+        z, log_slope = self._place(x, u)
+        return z, log_slope - log_density.to(log_term_dtype(log_density.dtype))
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        event = (None,) * (self.in_ndim - len(self._levels_event)) + self._levels_event
+        self.check_event("z", z, event + self._added)
+        x, u, log_slope, possible = self._find(z)
+        log_density = self.noise.log_prob(u, self._encode(x, context))
+        return x, torch.where(possible, log_density.to(log_term_dtype(log_density.dtype)) - log_slope, -torch.inf)
+
+
+class VariationalDequantizer(DrawnDequantizer):
     """z = (x + u) / levels with u drawn from q(u | x), and back x = floor(levels z).
 
     Log-term: -log q(u | x) - D log levels, D elements in an event; on the way back its negative for
@@ -127,7 +245,8 @@ class VariationalDequantizer(Dequantizer):
 
     Args:
         noise: any distribution over the unit cube; conditional if there is an encoder.
-        levels: the integers run from 0 to levels - 1; 256 for 8-bit images.
+        levels: the integers run from 0 to levels - 1; 256 for 8-bit images. A tensor or a sequence broadcasts over the
+            event, as in `UniformDequantizer`.
         encoder: `encoder(x / levels - 0.5, context)` gives the one tensor on which the noise is conditional. None
             for a noise that does not look at x.
 
@@ -136,7 +255,7 @@ class VariationalDequantizer(Dequantizer):
 
     Raises:
         DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
-        ShapeError: for x that does not have the shape of the noise.
+        ShapeError: for x that does not have the shape of the noise, or levels that do not fit it.
         ValueError: for fewer than 2 levels, more than float32 tells apart, or a conditional noise without an encoder.
         TypeError: for a noise that is no distribution, or an encoder that cannot be called.
 
@@ -151,45 +270,140 @@ class VariationalDequantizer(Dequantizer):
     tensor([[0, 1, 3]])
     """
 
-    def __init__(self, noise: Distribution, levels: int, encoder: nn.Module | None = None) -> None:
-        super().__init__(levels)
-        if not isinstance(noise, Distribution):
-            raise TypeError(f"VariationalDequantizer: noise is a {type(noise).__name__}, wanted a flowkit Distribution")
-        if not (encoder is None or callable(encoder)):
-            raise TypeError(f"VariationalDequantizer: encoder is a {type(encoder).__name__}, wanted a network or None")
-        if encoder is None and noise.context_ndim is not None:
-            raise ValueError("VariationalDequantizer: a conditional noise needs an encoder")
-        self.encoder, self.noise = encoder, noise
-        self.in_ndim = self.out_ndim = noise.event_ndim
+    codomain = constraints.unit_interval
 
-    def _encode(self, x: Tensor, context: Tensor | None) -> Tensor | None:
-        if self.encoder is None:
-            return None
-        encoded = self.enter_net(self.encoder, x.to(self.unit.dtype) / self.levels - 0.5, context)
-        # Mixed precision ends here, as it does behind a coupling's net: the noise is a density.
-        return encoded.to(self.unit.dtype) if encoded.is_floating_point() else encoded
+    def __init__(self, noise: Distribution, levels: Levels, encoder: nn.Module | None = None) -> None:
+        super().__init__(noise, levels, encoder)
 
-    def _log_term(self, log_density: Tensor, value: Tensor) -> Tensor:
-        log_density = log_density.to(log_term_dtype(log_density.dtype))
-        return -log_density - value.shape[value.ndim - self.in_ndim :].numel() * math.log(self.levels)
+    def _code(self, x: Tensor) -> Tensor:
+        return x.to(self.unit.dtype) / self.levels - 0.5
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        self._check_integers(x)
-        self.check_event("x", x, (None,) * self.in_ndim)
-        encoded = self._encode(x, context)
-        shape = x.shape[: x.ndim - self.in_ndim] if encoded is None else ()
-        u, log_density = self.noise.sample_and_log_prob(shape, encoded, generator=generator)
-        if u.shape != x.shape:
-            raise ShapeError(f"{self.path}: x has shape {tuple(x.shape)}, but the noise comes as {tuple(u.shape)}")
+    def _place(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | float]:
         u = u.clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # the largest number below 1
-        return self._to_cube(x, u), self._log_term(log_density, x)
+        return discrete.to_bins(x, u, self.levels), -self._log_levels(x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self.check_event("z", z, (None,) * self.in_ndim)
-        x, u, inside = self._to_integers(z)
+    def _find(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+        x, u, inside = discrete.from_bins(z, self.levels)
         # Rounding can leave u at 0, where the density of a noise on the open cube is not defined.
-        u = u.clamp(min=torch.finfo(u.dtype).tiny)
-        term = -self._log_term(self.noise.log_prob(u, self._encode(x, context)), z)
-        return x, torch.where(sum_rightmost((~inside).long(), self.in_ndim) == 0, term, -torch.inf)
+        return x, u.clamp(min=torch.finfo(u.dtype).tiny), -self._log_levels(z), _everywhere(inside, self.in_ndim)
+
+
+class ArgmaxDequantizer(DrawnDequantizer):
+    """z of K numbers for each x, the largest at place x, and back x = argmax z: categories, which have no order.
+
+    With u drawn from q(u | x), z_x = u_x, and z_k = u_x - softplus(u_x - u_k) for the others, which is below z_x.
+    Log-term: the sum of log sigmoid(u_x - u_k) over the others, minus log q(u | x); on the way back its negative. The
+    log-likelihood is a lower bound in expectation. What follows is a flow over real numbers (*event, K).
+
+    Args:
+        noise: any distribution over (*event, K); conditional if there is an encoder. `Normal((*event, K))` will do to
+            begin with.
+        levels: K, the number of categories; the integers run from 0 to K - 1.
+        encoder: `encoder(onehot, context)` gives the one tensor on which the noise is conditional; onehot is
+            (*batch, *event, K), of 0 and 1. None for a noise that does not look at x.
+
+    Shapes:
+        x: (*batch, *event), any integer dtype; z: (*batch, *event, K), the dtype of the module; l: (*batch).
+
+    Raises:
+        DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
+        ShapeError: for x whose noise is not (*batch, *event, K).
+        ValueError: for fewer than 2 levels, more than float32 tells apart, levels that are not one number, or a
+            conditional noise without an encoder.
+        TypeError: for a noise that is no distribution, or an encoder that cannot be called.
+
+    Reference:
+        Hoogeboom, Nielsen, Jaini, Forré, Welling, "Argmax flows and multinomial diffusion", 2021, section 3,
+        https://arxiv.org/abs/2102.05379.
+
+    >>> import torch, flowkit as fk
+    >>> dequantize = ArgmaxDequantizer(fk.Normal((4, 3)), levels=3)
+    >>> x = torch.tensor([[2, 0, 1, 1]])
+    >>> z, term = dequantize(x)
+    >>> z.shape, z.argmax(-1), dequantize.inverse(z)[0]
+    (torch.Size([1, 4, 3]), tensor([[2, 0, 1, 1]]), tensor([[2, 0, 1, 1]]))
+    """
+
+    def __init__(self, noise: Distribution, levels: int, encoder: nn.Module | None = None) -> None:
+        super().__init__(noise, _one_number(self, levels), encoder)
+
+    @property
+    def _added(self) -> tuple[int, ...]:
+        assert isinstance(self.levels, int)
+        return (self.levels,)
+
+    def _code(self, x: Tensor) -> Tensor:
+        assert isinstance(self.levels, int)
+        return (torch.arange(self.levels, device=x.device) == x.long().unsqueeze(-1)).to(self.unit.dtype)
+
+    def _place(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | float]:
+        z, log_slope = discrete.to_argmax(x, u)
+        return z, sum_rightmost(log_slope, self.in_ndim)
+
+    def _find(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+        x, u, log_slope, finite = discrete.from_argmax(z)
+        return x, u, sum_rightmost(log_slope, self.in_ndim), _everywhere(finite, self.in_ndim)
+
+
+class BinaryDequantizer(DrawnDequantizer):
+    """z of one number for each binary digit of x, its sign the digit: `ArgmaxDequantizer` for very many categories.
+
+    With u drawn from q(u | x), z_i = softplus(u_i) where digit i of x is 1, and -softplus(u_i) where it is 0; the
+    highest digit comes first. Log-term: the sum of log sigmoid(u_i), minus log q(u | x); on the way back its negative,
+    or minus infinity where the digits give no x below `levels`: then x is levels - 1. The log-likelihood is a lower
+    bound in expectation.
+
+    Args:
+        noise: any distribution over (*event, digits), with as many digits as levels - 1 has; conditional if there is an
+            encoder.
+        levels: the number of categories; the integers run from 0 to levels - 1.
+        encoder: `encoder(signs, context)` gives the one tensor on which the noise is conditional; signs is
+            (*batch, *event, digits), of -1 and 1. None for a noise that does not look at x.
+
+    Shapes:
+        x: (*batch, *event), any integer dtype; z: (*batch, *event, digits), the dtype of the module; l: (*batch).
+
+    Raises:
+        As `ArgmaxDequantizer`.
+
+    Reference:
+        Hoogeboom, Nielsen, Jaini, Forré, Welling, "Argmax flows and multinomial diffusion", 2021, section 3
+        (Cartesian products of argmax surjections), https://arxiv.org/abs/2102.05379.
+
+    >>> import torch, flowkit as fk
+    >>> dequantize = BinaryDequantizer(fk.Normal((2, 5)), levels=27)
+    >>> z, term = dequantize(torch.tensor([[0, 26]]))
+    >>> z > 0
+    tensor([[[False, False, False, False, False],
+             [ True,  True, False,  True, False]]])
+    >>> dequantize.inverse(z)[0]
+    tensor([[ 0, 26]])
+    """
+
+    def __init__(self, noise: Distribution, levels: int, encoder: nn.Module | None = None) -> None:
+        super().__init__(noise, _one_number(self, levels), encoder)
+
+    @property
+    def _added(self) -> tuple[int, ...]:
+        assert isinstance(self.levels, int)
+        return ((self.levels - 1).bit_length(),)
+
+    def _code(self, x: Tensor) -> Tensor:
+        return (2 * discrete.binary_digits(x, *self._added) - 1).to(self.unit.dtype)
+
+    def _place(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | float]:
+        z, log_slope = discrete.to_signs(self._code(x).to(u.dtype), u)
+        return z, sum_rightmost(log_slope, self.out_ndim)
+
+    def _find(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+        signs, u, log_slope, finite = discrete.from_signs(z)
+        x = discrete.from_binary_digits(signs > 0)
+        possible = _everywhere(finite, self.out_ndim) & _everywhere(x < self.levels, self.in_ndim)
+        return x.clamp(max=self.levels - 1), u, sum_rightmost(log_slope, self.out_ndim), possible
+
+
+def _one_number(part: Dequantizer, levels: int) -> int:
+    count = whole(levels)
+    if count is None:
+        raise ValueError(f"{type(part).__name__}: levels is {levels!r}, wanted a whole number from 2 to {MOST}")
+    return count

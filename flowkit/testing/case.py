@@ -234,6 +234,9 @@ def draw(
     base = getattr(constraint, "base_constraint", constraint)  # of an independent constraint
     low, high = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
     if base is not None and base.is_discrete and low is not None and high is not None:
+        if isinstance(high, Tensor):  # of each element of an event
+            part = torch.rand(tuple(shape), dtype=torch.float64, generator=generator)
+            return low + (part * (high.cpu() - low + 1)).long()
         return torch.randint(int(low), int(high) + 1, tuple(shape), generator=generator)
     normal = torch.randn(tuple(shape), dtype=torch.float64, generator=generator)
     if base is None or base is constraints.real:

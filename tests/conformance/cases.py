@@ -143,6 +143,24 @@ class Centre(torch.nn.Module):
         return self.net(x, context)
 
 
+class Onto(torch.nn.Module):
+    """An encoder of events of several dims: a vector read off all of them, and off the context if there is one."""
+
+    def __init__(self, size: int, out: int, context: int = 0) -> None:
+        super().__init__()
+        self.size = size
+        self.net = mlp((size,), (out,), context)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net(x.flatten(-2), context)
+
+
+def noise_given(context: int, event: tuple[int, ...]) -> fk.Flow:
+    """A normal over events of any shape, whose location and scale a net reads off a vector."""
+    shift = fk.FromContext(Affine(log_scale_bound=1.0), mlp((context,), (*event, 2)), event_ndim=len(event))
+    return fk.Flow(shift, fk.Normal(event), context_shape=(context,))
+
+
 def batch_norm(shape: tuple[int, ...]) -> fk.BatchNorm:
     """As after training, with running averages of its own, and fixed."""
     norm = fk.BatchNorm(shape, momentum=0.0)
@@ -152,12 +170,8 @@ def batch_norm(shape: tuple[int, ...]) -> fk.BatchNorm:
 
 
 def normal_given(context: int, size: int) -> fk.Flow:
-    """A normal whose location and scale a net reads off a vector."""
-    return fk.Flow(
-        fk.FromContext(Affine(log_scale_bound=1.0), mlp((context,), (size, 2)), event_ndim=1),
-        fk.Normal((size,)),
-        context_shape=(context,),
-    )
+    """The same over vectors."""
+    return noise_given(context, (size,))
 
 
 def two_scales() -> fk.Chain:
@@ -358,6 +372,41 @@ TRANSFORMS = [
         event=(2,),
         context=(3,),
     ),
+    TransformRow(name="UniformDequantizer-levels-each", make=lambda: fk.UniformDequantizer((2, 3, 17)), event=(3,)),
+    TransformRow(
+        name="UniformDequantizer-levels-per-row",
+        make=lambda: fk.UniformDequantizer(torch.tensor([[4], [256]])),
+        event=(2, 3),
+    ),
+    TransformRow(
+        name="VariationalDequantizer-levels-each",
+        make=lambda: fk.VariationalDequantizer(cube_noise((2, 3), context=4), (2, 5, 9), Onto(6, 4)),
+        event=(2, 3),
+    ),
+    TransformRow(name="ArgmaxDequantizer", make=lambda: fk.ArgmaxDequantizer(fk.Normal((3, 4)), 4), event=(3,)),
+    TransformRow(
+        name="ArgmaxDequantizer-one",
+        make=lambda: fk.ArgmaxDequantizer(fk.Flow(fk.LULinear(3), fk.Logistic((3,))), 3),
+        event=(),
+    ),
+    TransformRow(
+        name="ArgmaxDequantizer-encoder-context",
+        make=lambda: fk.ArgmaxDequantizer(noise_given(4, (2, 3)), 3, Onto(6, 4, context=3)),
+        event=(2,),
+        context=(3,),
+    ),
+    TransformRow(
+        name="BinaryDequantizer",
+        make=lambda: fk.BinaryDequantizer(fk.Normal((2, 3)), levels=5),
+        event=(2,),
+    ),
+    TransformRow(
+        name="BinaryDequantizer-encoder-context",
+        make=lambda: fk.BinaryDequantizer(noise_given(4, (2, 3)), 8, Onto(6, 4, context=3)),
+        event=(2,),
+        context=(3,),
+    ),
+    TransformRow(name="Inverse-argmax", make=lambda: fk.ArgmaxDequantizer(fk.Normal((2, 3)), 3).inv, event=(2, 3)),
     TransformRow(
         name="Chain-mixed-event-dims",
         make=lambda: fk.Chain(
@@ -534,6 +583,20 @@ DISTRIBUTIONS = [
                 fk.Elementwise(MixLogistic(2), (1,)),
             ),
             fk.Normal((1,)),
+        ),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Flow-argmax",
+        make=lambda: fk.Flow(
+            fk.Chain(fk.ArgmaxDequantizer(fk.Normal((3,)), levels=3), fk.LULinear(3)), fk.Normal((3,))
+        ),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Flow-binary",
+        make=lambda: fk.Flow(
+            fk.Chain(fk.BinaryDequantizer(fk.Normal((2,)), levels=4), fk.LULinear(2)), fk.Normal((2,))
         ),
         options={"perturb": 0.3},
     ),

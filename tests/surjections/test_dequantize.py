@@ -170,3 +170,122 @@ def test_whole_numbers_of_numpy_are_levels():
 def test_latents_that_are_no_numbers_still_give_integers_in_range(levels):
     x, terms = fk.UniformDequantizer(levels).inverse(torch.tensor([math.nan, math.inf, -math.inf, 1.0]))
     assert x.tolist() == [0, levels - 1, 0, levels - 1] and (terms == -math.inf).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Levels of each element
+
+
+def test_columns_of_a_table_have_levels_of_their_own():
+    """The largest of each column comes in and goes out, and one more is refused by its place."""
+    dequantize = fk.UniformDequantizer((2, 5, 300))
+    x = torch.tensor([[1, 4, 299], [0, 0, 0]])
+    z, term = dequantize(x)
+    assert z.shape == (2, 3) and term.shape == (2,)
+    assert torch.equal(dequantize.inverse(z)[0], x)
+    torch.testing.assert_close(term, torch.full((2,), -math.log(2 * 5 * 300)))
+    with pytest.raises(fk.DomainError, match=r"x is 5 at \(1, 1\), wanted integers from 0 to 4 there"):
+        dequantize(torch.tensor([[0, 0, 0], [0, 5, 0]]))
+    with pytest.raises(fk.DomainError, match=r"x is -1 at \(0,\), wanted integers from 0 to 1 there"):
+        dequantize(torch.tensor([-1, 0, 0]))
+    with pytest.raises(fk.ShapeError, match=r"x has shape \(1, 4\), wanted \(\*batch, 3\)"):
+        dequantize(torch.zeros(1, 4, dtype=torch.long))
+    assert repr(dequantize) == "UniformDequantizer(levels=[2, 5, 300])"
+
+
+def test_the_same_levels_for_each_are_those_levels():
+    x = torch.randint(7, (5, 3))
+    one, each = fk.UniformDequantizer(7), fk.UniformDequantizer(torch.tensor([7, 7, 7]))
+    drawn = [dequantize(x, generator=torch.Generator().manual_seed(0)) for dequantize in (one, each)]
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    torch.testing.assert_close(drawn[0][1].sum(-1), drawn[1][1])
+
+
+def test_only_what_lies_outside_its_own_column_is_impossible():
+    x, term = fk.UniformDequantizer((2, 5)).inverse(torch.tensor([[0.9, 0.9], [1.1, 0.9]]))
+    assert x.tolist() == [[1, 4], [1, 4]]
+    assert term[0].isfinite() and term[1] == -math.inf
+
+
+@pytest.mark.parametrize("levels", [(2, 1), (2.0, 3.0), (), "27", [[2], [3, 4]], (2, 1 << 25), 2.5, None, True])
+def test_levels_that_are_none_are_refused(levels):
+    with pytest.raises(ValueError, match="UniformDequantizer: levels is .*, wanted a whole number from 2"):
+        fk.UniformDequantizer(levels)
+
+
+def test_levels_that_do_not_fit_the_noise_are_refused():
+    with pytest.raises(fk.ShapeError, match=r"levels has shape \(2, 2\), wanted at most the 1 dims of the event"):
+        fk.VariationalDequantizer(fk.Uniform((2,)), torch.full((2, 2), 3))
+    with pytest.raises(fk.ShapeError, match=r"x has shape \(2,\), wanted \(\*batch, 3\)"):
+        fk.VariationalDequantizer(fk.Uniform((2,)), (2, 3, 4))(torch.zeros(2, dtype=torch.long))
+
+
+def test_levels_go_where_the_module_goes():
+    dequantize = fk.UniformDequantizer((2, 5)).to("meta")
+    assert dequantize.levels.device.type == "meta" and not dequantize.state_dict()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Categories
+
+
+ARGMAX, BINARY = fk.ArgmaxDequantizer(fk.Normal((2, 5)), 5), fk.BinaryDequantizer(fk.Normal((2, 3)), 5)
+
+
+@pytest.mark.parametrize("dequantize", [ARGMAX, BINARY])
+def test_every_category_comes_in_and_goes_out(dequantize):
+    x = torch.cartesian_prod(torch.arange(5), torch.arange(5)).repeat(200, 1)
+    z, term = dequantize(x)
+    assert z.dtype == torch.float32 and term.shape == x.shape[:1]
+    back, minus = dequantize.inverse(z)
+    assert torch.equal(back, x) and back.dtype == torch.int64
+    torch.testing.assert_close(minus, -term, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dequantize", [ARGMAX, BINARY])
+def test_what_is_no_category_is_refused(dequantize):
+    name = type(dequantize).__name__
+    with pytest.raises(fk.DomainError, match=f"{name}: x has values from 0 to 5, wanted integers from 0 to 4"):
+        dequantize(torch.tensor([[0, 5]]))
+    with pytest.raises(fk.DomainError, match=f"{name}: x is torch.float32, wanted integers from 0 to 4"):
+        dequantize(torch.tensor([[0.0, 1.0]]))
+    with pytest.raises(fk.ShapeError, match=rf"{name}: x has shape \(\), wanted \(\*batch, any\)"):
+        dequantize(torch.tensor(1))
+    with pytest.raises(fk.ShapeError, match=rf"{name}: x has shape \(1, 3\), but the noise comes as \(1, 2, \d\)"):
+        dequantize(torch.tensor([[0, 1, 2]]))
+    with pytest.raises(fk.ShapeError, match=rf"{name}: z has shape \(1, 2, 4\), wanted \(\*batch, any, \d\)"):
+        dequantize.inverse(torch.zeros(1, 2, 4))
+    with pytest.raises(ValueError, match=f"{name}: levels is \\(5, 5\\), wanted a whole number from 2"):
+        type(dequantize)(dequantize.noise, (5, 5))
+
+
+def test_digits_that_give_no_category_are_impossible():
+    """Of 5 categories in 3 digits, 101, 110 and 111 are none."""
+    x, term = BINARY.inverse(torch.tensor([[[1.0, -1, -1], [-1, -1, 1]], [[1.0, -1, 1], [-1, -1, 1]]]))
+    assert x.tolist() == [[4, 1], [4, 1]]
+    assert term[0].isfinite() and term[1] == -math.inf
+
+
+def test_encoders_see_codes_of_the_categories():
+    seen = []
+
+    class Watch(torch.nn.Module):
+        def forward(self, code, context=None):
+            seen.append(code)
+            return code.sum((-1, -2)).unsqueeze(-1)
+
+    for levels, part in ((5, fk.ArgmaxDequantizer), (5, fk.BinaryDequantizer)):
+        last = 5 if part is fk.ArgmaxDequantizer else 3
+        net = fk.nets.MLP((1,), (2, last, 2))
+        noise = fk.Flow(fk.FromContext(fk.maps.Affine(), net, event_ndim=2), fk.Normal((2, last)), context_shape=(1,))
+        part(noise, levels, Watch())(torch.tensor([[1, 4]]))
+    assert seen[0].tolist() == [[[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]]
+    assert seen[1].tolist() == [[[-1, -1, 1], [1, -1, -1]]]
+
+
+def test_gradients_reach_the_noise_through_the_argmax():
+    shift = fk.Elementwise(fk.maps.Affine(), (2, 3))
+    dequantize = fk.ArgmaxDequantizer(fk.Flow(shift.inv, fk.Normal((2, 3))), 3)
+    z, term = dequantize(torch.tensor([[1, 2]]))
+    (z.square().sum() + term.sum()).backward()
+    assert shift.params.grad.abs().min() > 0
