@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["whole"]
+__all__ = ["count", "image_shape", "whole"]
 
 
 def whole(value: Any) -> int | None:
@@ -14,3 +15,27 @@ def whole(value: Any) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
+
+
+def count(part: str, name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    number = whole(value)
+    if number is None or number < least:
+        raise ValueError(f"{part}: {name} is {value!r}, wanted a whole number of at least {least}")
+    return number
+
+
+def image_shape(part: str, shape: Any) -> tuple[int, int, int]:
+    """`shape` as (C, H, W).
+
+    Raises:
+        ValueError: if it is none.
+    """
+    sizes = tuple(whole(size) or 0 for size in shape) if isinstance(shape, Sequence) else ()
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"{part}: shape is {shape}, wanted (C, H, W), three whole numbers above 0")
+    return sizes[0], sizes[1], sizes[2]

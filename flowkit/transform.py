@@ -348,7 +348,11 @@ def _fits(values: constraints.Constraint, domain: constraints.Constraint) -> boo
     (lower, upper), (low, high) = bounds
     if low is None and high is None:
         return False  # a set that bounds do not describe
-    # Bounds may be tensors, one for each element of an event.
-    return (low is None or (lower is not None and bool(torch.as_tensor(lower >= low).all()))) and (
-        high is None or (upper is not None and bool(torch.as_tensor(upper <= high).all()))
+    return (low is None or (lower is not None and _everywhere(lower >= low))) and (
+        high is None or (upper is not None and _everywhere(upper <= high))
     )
+
+
+def _everywhere(holds: bool | Tensor) -> bool:
+    """Of bounds that are tensors, one for each element of an event, for all of them."""
+    return bool(holds.all()) if isinstance(holds, Tensor) else holds

@@ -39,3 +39,61 @@ def perturb(module, scale=0.05, seed=0):
         for parameter in module.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return module
+
+
+def trained(flow, x, context=None, steps=30, rate=3e-3):
+    """Initialize on x, take a few steps of Adam, and give the mean log_prob before and after, in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    fk.initialize(flow, x, context, generator=generator)
+    noise = {"generator": generator}
+
+    def mean():
+        with torch.no_grad():
+            return flow.eval().log_prob(x, context, **noise).mean().item()
+
+    # Running averages of batch norm follow the batch before they are asked.
+    for _ in range(30):
+        flow.train().log_prob(x, context, **noise)
+    before = mean()
+    optimizer = torch.optim.Adam(flow.parameters(), rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-flow.train().log_prob(x, context, **noise).mean()).backward()
+        optimizer.step()
+    return before, mean()
+
+
+def written_out(transform, x, context=None):
+    """All latents of a chain that factors out, side by side, and the log-density of what it factored out.
+
+    So the latents are a bijection of x, whose Jacobian autograd can tell.
+    """
+    if isinstance(transform, fk.Slice):
+        kept, rest = x.tensor_split([transform.keep], dim=transform.dim)
+        given = () if transform.base.context_ndim is None else (kept,)
+        return kept, [rest.flatten()], transform.base.log_prob(rest, *given)
+    if not isinstance(transform, fk.Chain) or not any(isinstance(part, fk.Slice) for part in transform.modules()):
+        return transform(x, context)[0], [], 0.0
+    latents, density = [], 0.0
+    for part in transform:
+        x, more, log_prob = written_out(part, x, context)
+        latents, density = latents + more, density + log_prob
+    return x, latents, density
+
+
+def log_prob_by_jacobian(parts, base, x, context=None):
+    """The log-density of one x under a chain and a base, from autograd's Jacobian of all latents."""
+
+    def latents(x):
+        z, factored, _ = written_out(parts, x, context)
+        return torch.cat([*factored, z.flatten()])
+
+    jacobian = torch.autograd.functional.jacobian(latents, x).flatten(1)
+    z, _, density = written_out(parts, x, context)
+    return base.log_prob(z) + density + torch.linalg.slogdet(jacobian).logabsdet
+
+
+def after_dequantizer(flow):
+    """The density over real numbers behind a model's first part."""
+    parts = {name: part for name, part in flow.transform.named_children() if name != "dequantize"}
+    return fk.Flow(fk.Chain(**parts), flow.base, context_ndim=flow.context_ndim)

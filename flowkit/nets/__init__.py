@@ -1,5 +1,6 @@
 """Conditioners: torch in, torch out. They produce parameters and know nothing of the maps that use them."""
 
+from flowkit.nets.conv import ConvNet, ResidualConvNet, ZeroConv2d
 from flowkit.nets.gated import GatedAttention, GatedConv, GatedConvAttention, GatedMaxout, ImageContext
 from flowkit.nets.layers import ChannelNorm, Conv2d
 from flowkit.nets.mlp import MLP
@@ -8,9 +9,12 @@ __all__ = [
     "MLP",
     "ChannelNorm",
     "Conv2d",
+    "ConvNet",
     "GatedAttention",
     "GatedConv",
     "GatedConvAttention",
     "GatedMaxout",
     "ImageContext",
+    "ResidualConvNet",
+    "ZeroConv2d",
 ]

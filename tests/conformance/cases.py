@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 import flowkit as fk
 from flowkit.distribution import Distribution
-from flowkit.maps import Additive, Affine, MixGaussian, MixLogistic, RationalQuadratic
+from flowkit.maps import Additive, Affine, MixGaussian, MixLogistic, RationalQuadratic, Scale
 from flowkit.nets import MLP, GatedConvAttention
 from flowkit.testing import DistributionCase, TransformCase
 from flowkit.transform import Transform
@@ -107,6 +107,12 @@ def tiny_flowpp(**sizes: Any) -> fk.Flow:
         "context_blocks": 1,
     }
     return fk.zoo.flowpp(config="digits", **{**small, **sizes})
+
+
+def tiny_glow(**sizes: Any) -> fk.Flow:
+    """Glow of two scales with as few weights as it can have."""
+    small: dict[str, Any] = {"shape": (1, 4, 4), "levels": 5, "scales": 2, "steps": 1, "filters": 4}
+    return fk.zoo.glow(**{**small, **sizes})
 
 
 def dequantizer_of(flow: fk.Flow) -> Any:
@@ -290,6 +296,19 @@ TRANSFORMS = [
         make=lambda: fk.Coupling(Additive(), mlp((2,), (2, 1)), dim=-1),
         event=(4,),
     ),
+    TransformRow(name="maps.Scale", make=lambda: Scale(), event=(3,), context=(3, 1)),
+    TransformRow(name="Elementwise-Scale", make=lambda: fk.Elementwise(Scale(), (2,)), event=(2,), options=FREE),
+    TransformRow(
+        name="FromContext-Scale",
+        make=lambda: fk.FromContext(Scale(), mlp((2,), (3, 1)), event_ndim=1),
+        event=(3,),
+        context=(2,),
+    ),
+    TransformRow(
+        name="Coupling-Scale",
+        make=lambda: fk.Coupling(Scale(), mlp((2,), (2, 1)), dim=-1),
+        event=(4,),
+    ),
     TransformRow(name="maps.RationalQuadratic", make=lambda: RationalQuadratic(8), event=(3,), context=(3, 23)),
     TransformRow(
         name="maps.RationalQuadratic-circular",
@@ -468,6 +487,27 @@ TRANSFORMS = [
         name="Flow++-dequantizer", make=lambda: dequantizer_of(tiny_flowpp()), event=(1, 4, 4), slow=("compiles",)
     ),
     TransformRow(name="Flow++", make=lambda: tiny_flowpp().transform, event=(1, 4, 4), slow=("compiles",)),
+    TransformRow(
+        name="NICE-context",
+        make=lambda: fk.zoo.nice(5, levels=None, hidden=(8,), context_shape=(2,)).transform,
+        event=(5,),
+        context=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="RealNVP-tabular-context",
+        make=lambda: fk.zoo.realnvp_tabular(5, couplings=3, hidden=(8,), context_shape=(2,)).transform,
+        event=(5,),
+        context=(2,),
+    ),
+    TransformRow(
+        name="Glow-main-context",
+        make=lambda: main_flow_of(tiny_glow(context_shape=(2,))),
+        event=(1, 4, 4),
+        context=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(name="Glow-main-LU", make=lambda: main_flow_of(tiny_glow(lu=True)), event=(1, 4, 4)),
     TransformRow(name="LULinear", make=lambda: fk.LULinear(4), event=(4,)),
     TransformRow(name="LULinear-no-bias", make=lambda: fk.LULinear(3, bias=False), event=(3,)),
     TransformRow(name="QRLinear", make=lambda: fk.QRLinear(4), event=(4,)),
@@ -586,6 +626,7 @@ DISTRIBUTIONS = [
         ),
         options={"perturb": 0.3},
     ),
+    DistributionRow(name="Glow", make=lambda: tiny_glow(), slow=("compiles",)),
     DistributionRow(
         name="Flow-argmax",
         make=lambda: fk.Flow(

@@ -1,0 +1,165 @@
+"""Glow (Kingma, Dhariwal, 2018, https://arxiv.org/abs/1807.03039), assembled from the parts.
+
+Beside the paper: table 1 and figure 2a are `step`, figure 2b is `glow`, and the prior of what is factored out, which
+the paper leaves to its code, is `prior`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from flowkit.arguments import count, image_shape
+from flowkit.bijectors import ActNorm, Conv1x1, Coupling, FromContext, LUConv1x1, Permute, ScaleShift, Squeeze
+from flowkit.distribution import Distribution
+from flowkit.distributions import Normal
+from flowkit.flow import Flow
+from flowkit.functional.reduce import flatten_batch
+from flowkit.maps import Additive, Affine
+from flowkit.nets import ConvNet, ZeroConv2d
+from flowkit.surjections import Slice, UniformDequantizer
+from flowkit.transform import Chain, Map, Transform
+from flowkit.zoo.nice import vector_size
+
+__all__ = ["glow"]
+
+
+def step(shape: tuple[int, int, int], filters: int, *, additive: bool, lu: bool, context: int) -> Chain:
+    """Figure 2a and table 1: activation norm per channel, an invertible 1x1 convolution, a coupling of channels."""
+    c, h, w = shape
+    map: Map = Additive() if additive else Affine()
+    net = ConvNet((c // 2, h, w), map.num_params, filters=filters, context=context)
+    return Chain(norm=ActNorm((c, 1, 1)), mix=rotation(shape, lu), couple=Coupling(map, net, dim=-3))
+
+
+def rotation(shape: tuple[int, int, int], lu: bool) -> Transform:
+    """Section 3.2: a 1x1 convolution that starts as a random rotation.
+
+    In its LU form W = L U P, with a fixed random permutation P, as which it starts.
+    """
+    if lu:
+        order = torch.randperm(shape[0], device="cpu")
+        return Chain(permute=Permute(order, dim=-3), lu=LUConv1x1(shape))
+    mix = Conv1x1(shape)
+    nn.init.orthogonal_(mix.weight)
+    return mix
+
+
+class MeanAndDeviation(nn.Module):
+    """Mean and log-deviation of what is factored out, read off what is kept: a 3x3 convolution that starts at 0."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = ZeroConv2d(channels, 2 * channels)
+
+    def forward(self, kept: Tensor) -> Tensor:
+        log_deviation, mean = flatten_batch(self.conv, kept, 3).chunk(2, dim=-3)
+        return torch.stack([log_deviation, mean], dim=-1)
+
+
+class OfClass(nn.Module):
+    """Mean and log-deviation of the last latent, per channel, linear in the context, from 0."""
+
+    def __init__(self, shape: tuple[int, int, int], context: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.linear = nn.Linear(context, 2 * shape[0])
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, context: Tensor) -> Tensor:
+        channels = self.linear(context).unflatten(-1, (self.shape[0], 1, 1, 2))
+        return channels.expand(*context.shape[:-1], *self.shape, 2)
+
+
+def normal_of(net: nn.Module) -> Transform:
+    """To standard normals from those of a mean and a log-deviation that a net reads off the context."""
+    return FromContext(Affine(), net, event_ndim=3).inv
+
+
+def prior(shape: tuple[int, int, int]) -> Distribution:
+    """p(b | a) of the half b of the channels that is factored out, given the half a that is kept."""
+    return Flow(normal_of(MeanAndDeviation(shape[0])), Normal(shape), context_shape=shape)
+
+
+def glow(
+    shape: tuple[int, int, int] = (3, 32, 32),
+    *,
+    levels: int = 256,
+    scales: int = 3,
+    steps: int = 32,
+    filters: int = 512,
+    coupling: Literal["affine", "additive"] = "affine",
+    lu: bool = False,
+    learned_prior: bool = True,
+    context_shape: tuple[int] | None = None,
+) -> Flow:
+    """Glow over integer images: at every scale squeeze, `steps` steps of flow, factor half of the channels out.
+
+    The defaults are the paper's model of CIFAR-10 (K = 32 steps, L = 3 scales). Its couplings have the scale of the
+    paper, s = exp(log s); the published code takes sigmoid(log s + 2) for it. `log_prob` is one draw of a lower bound
+    (`exact` is False). A new model is to be initialized from data, `flowkit.initialize(flow, batch)`, and trained.
+
+    Args:
+        shape: (C, H, W) of the images, H and W multiples of 2^scales.
+        levels: integers per element, 256 for 8 bits, 32 for 5.
+        scales: L of the paper, which calls them levels.
+        steps: K, steps of flow at each scale.
+        filters: width of the couplings' nets.
+        coupling: "affine" or "additive".
+        lu: whether 1x1 convolutions are by LU.
+        learned_prior: whether the last latent's normal has a mean and a deviation for each channel, as a last norm.
+        context_shape: (size,) of a context vector, such as a class in one-hot form: mean and deviation of the last
+            latent are linear in it, as in the published code, and every coupling's net reads it. None for no context.
+
+    Shapes:
+        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch); context: (*batch, size).
+
+    Raises:
+        ValueError: for an impossible size, or an unknown coupling.
+
+    Reference:
+        Kingma, Dhariwal, "Glow: Generative flow with invertible 1x1 convolutions", 2018,
+        https://arxiv.org/abs/1807.03039, and its published code, https://github.com/openai/glow.
+
+    The default has 44,052,816 parameters, 96 of them in the last prior. (The published code has 466,884 more: its 3x3
+    convolutions read a further channel, which marks the padding. Its own last prior has another form.)
+
+    >>> import torch
+    >>> with torch.device("meta"):
+    ...     flow = glow()
+    >>> sum(parameter.numel() for parameter in flow.parameters())
+    44052816
+    >>> flow.event_shape, flow.base.event_shape, flow.exact
+    (torch.Size([3, 32, 32]), torch.Size([48, 4, 4]), False)
+    """
+    c, h, w = image_shape("glow", shape)
+    scales, steps = count("glow", "scales", scales), count("glow", "steps", steps)
+    filters = count("glow", "filters", filters)
+    context = vector_size("glow", context_shape)
+    if coupling not in ("affine", "additive"):
+        raise ValueError(f"glow: coupling is {coupling!r}, wanted 'affine' or 'additive'")
+    if h % 2**scales or w % 2**scales:
+        raise ValueError(
+            f"glow: shape is {(c, h, w)}, wanted a height and a width that are multiples of {2**scales}, "
+            f"for {scales} scales"
+        )
+    parts: dict[str, Transform] = {
+        "dequantize": UniformDequantizer(levels),
+        "center": ScaleShift(1.0, -0.5, domain=constraints.unit_interval),
+    }
+    for i in range(scales):
+        c, h, w = 4 * c, h // 2, w // 2
+        flow = (step((c, h, w), filters, additive=coupling == "additive", lu=lu, context=context) for _ in range(steps))
+        parts[f"scale{i + 1}"] = Chain(squeeze=Squeeze(), steps=Chain(*flow))
+        if i < scales - 1:
+            c = c // 2
+            parts[f"factor_out{i + 1}"] = Slice(c, prior((c, h, w)), dim=-3)
+    if context:
+        parts["prior"] = normal_of(OfClass((c, h, w), context))
+    elif learned_prior:
+        parts["prior"] = ActNorm((c, 1, 1))
+    return Flow(Chain(**parts), Normal((c, h, w)), context_shape=context_shape)
