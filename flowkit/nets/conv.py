@@ -78,9 +78,8 @@ class HalfNet(nn.Module):
             came = "is missing" if context is None else f"has shape {tuple(context.shape)}"
             raise ShapeError(f"{type(self).__name__}: context {came}, wanted (*batch, {self.context})")
         embedded = self.embed(context)
-        leading = context.shape[:-1]
-        aligned = embedded.reshape(*leading, *[1] * (len(batch) - len(leading)), embedded.shape[-1])
-        width = embedded.shape[-1]
+        *leading, width = embedded.shape
+        aligned = embedded.reshape(*leading, *[1] * (len(batch) - len(leading)), width)
         return aligned.expand(*batch, width).reshape(batch.numel(), width, 1, 1)
 
 
