@@ -171,7 +171,7 @@ class DrawnDequantizer(Dequantizer):
     So z has the density q(u | x) / |det dz/du|, and minus its logarithm is the log-term.
     """
 
-    def __init__(self, noise: Distribution, levels: Levels, encoder: nn.Module | None) -> None:
+    def __init__(self, noise: Distribution, levels: Levels, encoder: nn.Module | None = None) -> None:
         super().__init__(levels)
         part = type(self).__name__
         if not isinstance(noise, Distribution):
@@ -271,9 +271,6 @@ class VariationalDequantizer(DrawnDequantizer):
     """
 
     codomain = constraints.unit_interval
-
-    def __init__(self, noise: Distribution, levels: Levels, encoder: nn.Module | None = None) -> None:
-        super().__init__(noise, levels, encoder)
 
     def _code(self, x: Tensor) -> Tensor:
         return x.to(self.unit.dtype) / self.levels - 0.5

@@ -66,7 +66,7 @@ def alternating(couplings: int, step: Callable[[int], Sequence[Transform]], dim:
     return [within(Flip(dim), *step(i)) if i % 2 else Chain(*step(i)) for i in range(couplings)]
 
 
-def scale(shape: tuple[int, int, int], filters: int, blocks: int, *, last: bool) -> dict[str, Transform]:
+def scale(shape: tuple[int, int, int], filters: int, blocks: int, context: int, *, last: bool) -> dict[str, Transform]:
     """Section 3.6: couplings on a checkerboard, squeeze, couplings on channels, factor half out.
 
     Three and three couplings; at the last scale four, on the checkerboard. After the squeeze features are doubled.
@@ -75,12 +75,13 @@ def scale(shape: tuple[int, int, int], filters: int, blocks: int, *, last: bool)
 
     def checkerboard(i: int) -> list[Transform]:
         map = Affine()
-        net = ResidualConvNet((c, h, w), map.num_params, filters=filters, blocks=blocks)
+        net = ResidualConvNet((c, h, w), map.num_params, filters=filters, blocks=blocks, context=context)
         return [Coupling(map, Masked(LearnedScale(net), odd=bool(i % 2)), dim=-4), BatchNorm((2, c, 1, 1))]
 
     def channels(i: int) -> list[Transform]:
         map = Affine()
-        net = ResidualConvNet((2 * c, h // 2, w // 2), map.num_params, filters=2 * filters, blocks=blocks)
+        half = (2 * c, h // 2, w // 2)
+        net = ResidualConvNet(half, map.num_params, filters=2 * filters, blocks=blocks, context=context)
         return [Coupling(map, LearnedScale(net), dim=-3), BatchNorm((4 * c, 1, 1))]
 
     pairs = within(PairCheckerboard(), *alternating(4 if last else 3, checkerboard, dim=-4))
@@ -107,6 +108,7 @@ def realnvp(
     scales: int = 2,
     filters: int = 64,
     blocks: int = 8,
+    context_shape: tuple[int] | None = None,
 ) -> Flow:
     """RealNVP over integer images: affine couplings on checkerboards and channels, at several scales.
 
@@ -124,9 +126,11 @@ def realnvp(
             width of 2^scales.
         filters: features of the nets at the first checkerboard; doubled by every squeeze.
         blocks: residual blocks of every net.
+        context_shape: (size,) of a context vector, which every net reads; None for no context. The paper's model has
+            none.
 
     Shapes:
-        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch).
+        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch); context: (*batch, size).
 
     Raises:
         ValueError: for an impossible size.
@@ -141,7 +145,7 @@ def realnvp(
     """
     c, h, w = image_shape("realnvp", shape)
     scales, blocks = count("realnvp", "scales", scales), count("realnvp", "blocks", blocks)
-    filters = count("realnvp", "filters", filters)
+    filters, context = count("realnvp", "filters", filters), vector_size("realnvp", context_shape)
     if h % 2 ** (scales - 1) or w % 2**scales:
         raise ValueError(
             f"realnvp: shape is {(c, h, w)}, wanted a height that is a multiple of {2 ** (scales - 1)} and a "
@@ -151,10 +155,10 @@ def realnvp(
     parts: dict[str, Transform] = {"dequantize": UniformDequantizer(levels), "logit": Logit(margin=0.05)}
     for i in range(scales):
         last = i == scales - 1
-        parts[f"scale{i + 1}"] = Chain(**scale((c, h, w), filters * 2**i, blocks, last=last))
+        parts[f"scale{i + 1}"] = Chain(**scale((c, h, w), filters * 2**i, blocks, context, last=last))
         if not last:
             c, h, w = 2 * c, h // 2, w // 2
-    return Flow(Chain(**parts), Normal((c, h, w)))
+    return Flow(Chain(**parts), Normal((c, h, w)), context_shape=context_shape)
 
 
 def realnvp_tabular(

@@ -297,17 +297,25 @@ TRANSFORMS = [
         event=(4,),
     ),
     TransformRow(name="maps.Scale", make=lambda: Scale(), event=(3,), context=(3, 1)),
-    TransformRow(name="Elementwise-Scale", make=lambda: fk.Elementwise(Scale(), (2,)), event=(2,), options=FREE),
+    TransformRow(
+        name="Elementwise-Scale",
+        make=lambda: fk.Elementwise(Scale(), (2,)),
+        event=(2,),
+        options=FREE,
+        slow=("compiles",),
+    ),
     TransformRow(
         name="FromContext-Scale",
         make=lambda: fk.FromContext(Scale(), mlp((2,), (3, 1)), event_ndim=1),
         event=(3,),
         context=(2,),
+        slow=("compiles",),
     ),
     TransformRow(
         name="Coupling-Scale",
         make=lambda: fk.Coupling(Scale(), mlp((2,), (2, 1)), dim=-1),
         event=(4,),
+        slow=("compiles",),
     ),
     TransformRow(name="maps.RationalQuadratic", make=lambda: RationalQuadratic(8), event=(3,), context=(3, 23)),
     TransformRow(
@@ -396,17 +404,20 @@ TRANSFORMS = [
         name="UniformDequantizer-levels-per-row",
         make=lambda: fk.UniformDequantizer(torch.tensor([[4], [256]])),
         event=(2, 3),
+        slow=("compiles",),
     ),
     TransformRow(
         name="VariationalDequantizer-levels-each",
         make=lambda: fk.VariationalDequantizer(cube_noise((2, 3), context=4), (2, 5, 9), Onto(6, 4)),
         event=(2, 3),
+        slow=("compiles",),
     ),
     TransformRow(name="ArgmaxDequantizer", make=lambda: fk.ArgmaxDequantizer(fk.Normal((3, 4)), 4), event=(3,)),
     TransformRow(
         name="ArgmaxDequantizer-one",
         make=lambda: fk.ArgmaxDequantizer(fk.Flow(fk.LULinear(3), fk.Logistic((3,))), 3),
         event=(),
+        slow=("compiles",),
     ),
     TransformRow(
         name="ArgmaxDequantizer-encoder-context",
@@ -424,8 +435,14 @@ TRANSFORMS = [
         make=lambda: fk.BinaryDequantizer(noise_given(4, (2, 3)), 8, Onto(6, 4, context=3)),
         event=(2,),
         context=(3,),
+        slow=("compiles",),
     ),
-    TransformRow(name="Inverse-argmax", make=lambda: fk.ArgmaxDequantizer(fk.Normal((2, 3)), 3).inv, event=(2, 3)),
+    TransformRow(
+        name="Inverse-argmax",
+        make=lambda: fk.ArgmaxDequantizer(fk.Normal((2, 3)), 3).inv,
+        event=(2, 3),
+        slow=("compiles",),
+    ),
     TransformRow(
         name="Chain-mixed-event-dims",
         make=lambda: fk.Chain(
@@ -499,6 +516,7 @@ TRANSFORMS = [
         make=lambda: fk.zoo.realnvp_tabular(5, couplings=3, hidden=(8,), context_shape=(2,)).transform,
         event=(5,),
         context=(2,),
+        slow=("compiles",),
     ),
     TransformRow(
         name="Glow-main-context",
@@ -507,7 +525,12 @@ TRANSFORMS = [
         context=(2,),
         slow=("compiles",),
     ),
-    TransformRow(name="Glow-main-LU", make=lambda: main_flow_of(tiny_glow(lu=True)), event=(1, 4, 4)),
+    TransformRow(
+        name="Glow-main-LU",
+        make=lambda: main_flow_of(tiny_glow(lu=True)),
+        event=(1, 4, 4),
+        slow=("compiles",),
+    ),
     TransformRow(name="LULinear", make=lambda: fk.LULinear(4), event=(4,)),
     TransformRow(name="LULinear-no-bias", make=lambda: fk.LULinear(3, bias=False), event=(3,)),
     TransformRow(name="QRLinear", make=lambda: fk.QRLinear(4), event=(4,)),

@@ -93,24 +93,27 @@ def test_the_scale_is_a_tanh_times_a_learned_one():
     torch.testing.assert_close(params, torch.tensor([[3.0, 7.0], [3 * torch.tanh(torch.tensor(-0.5)), -7.0]]))
 
 
-@pytest.mark.parametrize("sizes", [{"scales": 1}, {"scales": 2}, {"shape": (3, 4, 4)}])
+@pytest.mark.parametrize("sizes", [{"scales": 1}, {"shape": (3, 4, 4)}, {"context_shape": (2,)}])
 def test_both_directions_and_the_jacobian(sizes):
     flow = tiny(**sizes)
-    x = flow.sample((3,))
+    context = torch.randn(3, 2).double() if "context_shape" in sizes else None
+    x = flow.sample((3,) if context is None else (), context)
     assert x.shape == (3, *flow.event_shape) and x.dtype == torch.int64
-    assert torch.equal(flow.sample((3,), generator=torch.Generator().manual_seed(1)),
-                       flow.sample((3,), generator=torch.Generator().manual_seed(1)))  # fmt: skip
     real = after_dequantizer(flow)
     value = (0.02 + 0.96 * torch.rand(*flow.event_shape)).double()
+    one = None if context is None else context[0]
     torch.testing.assert_close(
-        real.log_prob(value), log_prob_by_jacobian(real.transform, real.base, value), rtol=1e-9, atol=1e-8
+        real.log_prob(value, one), log_prob_by_jacobian(real.transform, real.base, value, one), rtol=1e-9, atol=1e-8
     )
+    # Without the logit, where latents far out lose digits that no arithmetic keeps.
+    scales = fk.Chain(*list(real.transform)[1:])
     z = real.base.sample((3,))
-    sampled, term = real.transform.inverse(z)
-    again, minus = real.transform(sampled)
-    # Behind the logit, latents far out lose digits that no arithmetic keeps.
-    torch.testing.assert_close(again, z, rtol=0, atol=1e-6)
-    torch.testing.assert_close(minus, -term, rtol=0, atol=1e-6)
+    sampled, term = scales.inverse(z, context)
+    again, minus = scales(sampled, context)
+    torch.testing.assert_close(again, z, rtol=0, atol=1e-8)
+    torch.testing.assert_close(minus, -term, rtol=0, atol=1e-7)
+    if context is not None:
+        assert real.log_prob(value, context).unique().numel() == 3
 
 
 def test_keys_are_frozen():
