@@ -36,16 +36,27 @@ def step(shape: tuple[int, int, int], filters: int, *, additive: bool, lu: bool,
 
 
 def rotation(shape: tuple[int, int, int], lu: bool) -> Transform:
-    """Section 3.2: a 1x1 convolution that starts as a random rotation.
+    """Section 3.2: a 1x1 convolution that starts as a random rotation; perhaps in its LU form, of equation 10.
 
-    In its LU form W = L U P, with a fixed random permutation P, as which it starts.
+    That is W = P L U D, where P and the signs D stay as the rotation has them, so that U keeps a positive diagonal.
     """
-    if lu:
-        order = torch.randperm(shape[0], device="cpu")
-        return Chain(permute=Permute(order, dim=-3), lu=LUConv1x1(shape))
-    mix = Conv1x1(shape)
-    nn.init.orthogonal_(mix.weight)
-    return mix
+    if not lu:
+        mix = Conv1x1(shape)
+        nn.init.orthogonal_(mix.weight)
+        return mix
+    channels = shape[0]
+    with torch.device("cpu"):
+        permutation, lower, upper = torch.linalg.lu(nn.init.orthogonal_(torch.empty(channels, channels)))
+        signs = upper.diagonal().sign()
+        upper = upper * signs
+        factors = lower.tril(-1) + upper.triu(1) + upper.diagonal().log().diag()
+    triangular = LUConv1x1(shape)
+    with torch.no_grad():
+        triangular.matrix.factors.copy_(factors)
+    signs = signs.reshape(channels, 1, 1).to(triangular.matrix.factors.device)
+    return Chain(
+        signs=ScaleShift(signs, 0.0), triangular=triangular, permute=Permute(permutation.argmax(1).tolist(), dim=-3)
+    )
 
 
 class MeanAndDeviation(nn.Module):

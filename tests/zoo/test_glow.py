@@ -5,6 +5,7 @@ import torch
 
 import flowkit as fk
 from flowkit.zoo import glow
+from flowkit.zoo.glow import rotation
 from tests.support import after_dequantizer, log_prob_by_jacobian, perturb, trained
 from tests.zoo.test_realnvp import images
 
@@ -55,6 +56,17 @@ def test_it_starts_as_rotations_of_channels(lu):
     squeezed, _ = fk.Squeeze()(x - 0.5)
     torch.testing.assert_close(z.norm(dim=-3), squeezed.norm(dim=-3), rtol=1e-5, atol=0)  # rotations in float32
     assert term.abs().max() < 1e-5 and not torch.allclose(z, squeezed)
+
+
+def test_the_lu_form_starts_as_the_rotation_it_was_made_from():
+    shape = (12, 2, 2)
+    torch.manual_seed(5)
+    plain = rotation(shape, lu=False).weight
+    torch.manual_seed(5)
+    torch.randn(144)  # where a plain one draws its noise
+    by_lu = rotation(shape, lu=True)
+    columns = torch.eye(12).reshape(12, 12, 1, 1).expand(12, *shape)
+    torch.testing.assert_close(by_lu(columns)[0][..., 0, 0].T, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_initialization_makes_every_activation_standard():
