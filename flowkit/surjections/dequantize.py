@@ -62,8 +62,8 @@ class Dequantizer(Transform):
         self.check_event("x", x, (None,) * (self.in_ndim - len(self._levels_event)) + self._levels_event)
         levels = self.levels
         if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            most = levels if isinstance(levels, int) else int(levels.max())
-            raise DomainError(f"{self.path}: x is {x.dtype}, wanted integers from 0 to {most - 1}")
+            top = str(levels - 1) if isinstance(levels, int) else "levels - 1"
+            raise DomainError(f"{self.path}: x is {x.dtype}, wanted integers from 0 to {top}")
         if not x.numel() or not values_at_hand(x, *([levels] if isinstance(levels, Tensor) else [])):
             return
         # Not every unsigned dtype has a minimum of its own; beyond int64 they wrap to below 0, and are refused as well.
@@ -89,7 +89,8 @@ class Dequantizer(Transform):
         return event.numel() * math.log(self.levels)
 
     def extra_repr(self) -> str:
-        return f"levels={self.levels.tolist() if isinstance(self.levels, Tensor) else self.levels}"
+        at_hand = isinstance(self.levels, int) or self.levels.device.type == "meta"
+        return f"levels={self.levels if at_hand else self.levels.tolist()}"  # type: ignore[union-attr]
 
 
 def _whole_numbers(levels: Levels) -> Tensor | None:
@@ -361,7 +362,11 @@ class BinaryDequantizer(DrawnDequantizer):
         x: (*batch, *event), any integer dtype; z: (*batch, *event, digits), the dtype of the module; l: (*batch).
 
     Raises:
-        As `ArgmaxDequantizer`.
+        DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
+        ShapeError: for x whose noise is not (*batch, *event, digits).
+        ValueError: for fewer than 2 levels, more than float32 tells apart, levels that are not one number, or a
+            conditional noise without an encoder.
+        TypeError: for a noise that is no distribution, or an encoder that cannot be called.
 
     Reference:
         Hoogeboom, Nielsen, Jaini, Forré, Welling, "Argmax flows and multinomial diffusion", 2021, section 3

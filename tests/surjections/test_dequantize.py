@@ -223,6 +223,9 @@ def test_levels_that_do_not_fit_the_noise_are_refused():
 def test_levels_go_where_the_module_goes():
     dequantize = fk.UniformDequantizer((2, 5)).to("meta")
     assert dequantize.levels.device.type == "meta" and not dequantize.state_dict()
+    assert "levels" in repr(dequantize)
+    with pytest.raises(fk.DomainError, match="x is torch.float32, wanted integers from 0 to levels - 1"):
+        fk.UniformDequantizer((2, 5))(torch.zeros(2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
