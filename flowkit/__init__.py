@@ -32,6 +32,7 @@ from flowkit.bijectors import (
     Squeeze,
     Tanh,
 )
+from flowkit.checkpointing import activation_checkpointing
 from flowkit.distribution import Distribution
 from flowkit.distributions import Logistic, Normal, Uniform
 from flowkit.errors import DomainError, NotExact, ShapeError
@@ -92,6 +93,7 @@ __all__ = [
     "Uniform",
     "UniformDequantizer",
     "VariationalDequantizer",
+    "activation_checkpointing",
     "debugging",
     "functional",
     "initialize",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.errors import DomainError, ShapeError
+from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.reduce import sum_rightmost
 
 __all__ = ["Bijector", "Chain", "Inverse", "Map", "Transform", "within"]
@@ -40,12 +41,15 @@ class Transform(nn.Module, ABC):
         out_ndim: the same for z.
         domain: the values x may have; None if any values are fine and pass unchanged (a rearrangement).
         codomain: the values z has; None as for `domain`.
+        checkpointed: whether a chain runs this layer a second time in the backward pass, in place of keeping what it
+            computed; set by `flowkit.activation_checkpointing`.
     """
 
     in_ndim: int
     out_ndim: int
     stochastic_forward: bool = False
     stochastic_inverse: bool = False
+    checkpointed: bool = False
     domain: constraints.Constraint | None = constraints.real
     codomain: constraints.Constraint | None = constraints.real
 
@@ -96,7 +100,7 @@ class Transform(nn.Module, ABC):
             ShapeError: what the net raised, with the path before it.
         """
         try:
-            return net(*args)
+            return checkpointed(self.checkpointed and torch.compiler.is_compiling(), net, *args)
         except ShapeError as error:
             raise ShapeError(f"{self.path}: {error}") from error
 
@@ -308,7 +312,9 @@ def run_forward(
     transform: Transform, x: Tensor, context: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """`transform(x, context)`, with the generator if it draws noise in this direction."""
-    return transform(x, context, generator=generator) if transform.stochastic_forward else transform(x, context)
+    if transform.stochastic_forward:
+        return transform(x, context, generator=generator)
+    return checkpointed(_whole(transform), transform, x, context)
 
 
 def run_inverse(
@@ -317,7 +323,13 @@ def run_inverse(
     """`transform.inverse(z, context)`, with the generator if it draws noise in this direction."""
     if transform.stochastic_inverse:
         return transform.inverse(z, context, generator=generator)  # type: ignore[call-arg]
-    return transform.inverse(z, context)
+    return checkpointed(_whole(transform), transform.inverse, z, context)
+
+
+def _whole(transform: Transform) -> bool:
+    """Whether a layer is checkpointed as a whole. The compiler's checkpoint cannot hold the branches that maps have in
+    compiled form; there a layer checkpoints its net alone, see `enter_net`."""
+    return transform.checkpointed and not torch.compiler.is_compiling()
 
 
 def _supports(

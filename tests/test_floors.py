@@ -24,6 +24,7 @@ FLOORS = {
     "bijectors": 2.5,
     "surjections": 2.5,
     "flow": 3,
+    "checkpointing": 3,
     "initialization": 3,
     "metrics": 3,
     "testing": 3,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["values_at_hand"]
+__all__ = ["steered_by_values", "values_at_hand"]
 
 
 def values_at_hand(*tensors: Tensor) -> bool:
@@ -15,3 +15,8 @@ def values_at_hand(*tensors: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()) and all(
         type(t) in (Tensor, Parameter) and t.device.type != "meta" and torch._C._has_storage(t) for t in tensors
     )
+
+
+def steered_by_values(*tensors: Tensor) -> bool:
+    """Whether values may steer a computation cheaply: they are at hand, and there is no device to wait for."""
+    return values_at_hand(*tensors) and all(t.device.type == "cpu" for t in tensors)

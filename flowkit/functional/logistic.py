@@ -20,22 +20,28 @@ so derivatives of any order exist, in `torch.func` too.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from flowkit.errors import DomainError, ShapeError
-from flowkit.functional.eager import values_at_hand
+from flowkit.functional.eager import steered_by_values
+from flowkit.functional.logistic_linear import (
+    Sums,
+    fused_backward,
+    fused_forward,
+    fused_solve,
+    tiled_backward,
+    tiled_forward,
+    tiled_solve,
+)
+from flowkit.functional.mixture import batch_first, check_mixture, largest, quantile_bracket
 from flowkit.functional.rootfind import solve_increasing
 
 __all__ = ["logit_mix_logistic_cdf", "logit_mix_logistic_cdf_inverse"]
 
-_ITERATIONS = 100  # a limit, where iterations stop by themselves
 _FIXED_ITERATIONS = {torch.float32: 26, torch.float64: 30}  # where they cannot: compiled, fake or on a GPU
 
 
@@ -60,8 +66,9 @@ def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales:
         ShapeError: the three parameters do not all have shape (*x.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than x.
     """
-    _check("x", x, logits, means, log_scales)
-    return _Forward.apply(x, logits, means, log_scales)
+    check_mixture("x", x, logits, means, log_scales)
+    y, log_derivative, *_ = _Forward.apply(x, logits, means, log_scales)
+    return y, log_derivative
 
 
 def logit_mix_logistic_cdf_inverse(
@@ -92,50 +99,48 @@ def logit_mix_logistic_cdf_inverse(
         ShapeError: the three parameters do not all have shape (*y.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than y.
     """
-    _check("y", y, logits, means, log_scales)
+    check_mixture("y", y, logits, means, log_scales)
     return _Inverse.apply(y, logits, means, log_scales)
 
 
-def _check(name: str, x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise DomainError(f"{name}: got dtype {x.dtype}, wanted torch.float32 or torch.float64")
-    components = logits.shape[-1] if logits.ndim else 0
-    if components == 0 or logits.shape[:-1] != x.shape:
-        raise ShapeError(
-            f"logits: got shape {tuple(logits.shape)}, wanted {(*x.shape, 'K')} with K >= 1,"
-            f" since {name} has shape {tuple(x.shape)}"
-        )
-    for parameter_name, parameter in (("logits", logits), ("means", means), ("log_scales", log_scales)):
-        if parameter.shape != logits.shape:
-            raise ShapeError(
-                f"{parameter_name}: got shape {tuple(parameter.shape)}, wanted {tuple(logits.shape)}, as logits has"
-            )
-        if parameter.dtype != x.dtype:
-            raise DomainError(f"{parameter_name}: got dtype {parameter.dtype}, wanted {x.dtype}, as {name} has")
-
-
 class _Forward(torch.autograd.Function):
-    """(x, logits, means, log_scales) -> (y, log dy/dx); saves its inputs and nothing else."""
+    """(x, logits, means, log_scales) -> (y, log dy/dx, *sums); saves its inputs and the three sums."""
 
     @staticmethod
-    def forward(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        if _is_plain(x, logits, means, log_scales):
-            return _lean_forward(x, logits, means, log_scales)
-        return _log_space(x, logits, means, log_scales)
+    def forward(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, ...]:
+        inputs = (x, logits, means, log_scales)
+        if steered_by_values(*inputs):
+            y, log_derivative, sums = tiled_forward(*inputs)
+        elif _fused(x):
+            y, log_derivative, sums = fused_forward(*inputs)
+        else:
+            y, log_derivative = _log_space(*inputs)
+            sums = Sums(*(torch.zeros_like(x) for _ in range(3)))
+        return y, log_derivative, *sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*output[2:], *inputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        if not torch.is_grad_enabled() and _is_plain(*grads, *ctx.saved_tensors):
-            return _lean_backward(*grads, *ctx.saved_tensors)
-        return _pull_back(*grads, *ctx.saved_tensors)
+    def backward(ctx: Any, grad_y: Tensor, grad_log: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        below, above, slope, *inputs = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            if steered_by_values(grad_y, grad_log, *inputs):
+                return tiled_backward(grad_y, grad_log, Sums(below, above, slope), *inputs)
+            if _fused(grad_y):
+                return fused_backward(grad_y, grad_log, Sums(below, above, slope), *inputs)
+        return _pull_back(grad_y, grad_log, *inputs)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        return _Forward.apply(*_batch_first(info, in_dims, inputs)), (0, 0)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _Forward.apply(*batch_first(info, in_dims, inputs)), (0,) * 5
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether the compiler is at work for a processor that does not wait for a device to take a branch."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
 
 
 class _Inverse(torch.autograd.Function):
@@ -143,8 +148,9 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        solve = _lean_solve if _is_plain(y, logits, means, log_scales) else _solve
-        x, log_derivative = solve(y, logits, means, log_scales)
+        inputs = (y, logits, means, log_scales)
+        solve = tiled_solve if steered_by_values(*inputs) else fused_solve if _fused(y) else _solve
+        x, log_derivative = solve(*inputs)
         # A bracket of NaN can leave a number at its start; the slope there tells.
         return torch.where(log_derivative.isnan(), log_derivative, x), log_derivative
 
@@ -158,28 +164,15 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        return _Inverse.apply(*_batch_first(info, in_dims, inputs)), (0, 0)
-
-
-def _batch_first(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs of a vmapped Function with the mapped dimension in front, in all of them."""
-    return tuple(
-        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-        for t, dim in zip(inputs, in_dims, strict=True)
-    )
+        return _Inverse.apply(*batch_first(info, in_dims, inputs)), (0, 0)
 
 
 # Log space: correct everywhere, differentiable as it stands, free of data-dependent control flow.
 
 
-def _largest(dtype: torch.dtype) -> float:
-    """What z and the bracket saturate at: sums of a few of them are still finite."""
-    return torch.finfo(dtype).max / 16
-
-
 def _tails(x: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """e^-s, z, log sigmoid(z) and log sigmoid(-z) of every component."""
-    limit = _largest(x.dtype)
+    limit = largest(x.dtype)
     rate = torch.exp(-log_scales)
     z = ((x.unsqueeze(-1) - means) * rate).clamp(-limit, limit)
     return rate, z, logsigmoid(z), logsigmoid(-z)
@@ -235,7 +228,7 @@ def _pull_back_inverse(
     dx = (dy - (a - b) dw) dx/dy + r dmu + r (x - mu) ds, and log dx/dy is -log dy/dx, which moves along with x.
     dx/dy and the gradient of y saturate: in a gap they may exceed the dtype's range, and 0 * inf is no gradient.
     """
-    limit = _largest(x.dtype)
+    limit = largest(x.dtype)
     rate, z, below, above, pi, a, b, r = _shares(x, logits, means, log_scales)
     derivative = log_derivative.clamp(max=math.log(limit)).exp()
     by_z = r * (above - below) - a * above + b * below  # of log dy/dx
@@ -252,7 +245,9 @@ def _pull_back_inverse(
 
 def _solve(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
     """x and log dx/dy by a fixed number of iterations in log space."""
-    lower, upper, start, resolution = _bracket(y.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1)
+    lower, upper, start, resolution = quantile_bracket(
+        y.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1
+    )
     x, log_slope = solve_increasing(
         lambda guess: _log_space(guess, logits, means, log_scales),
         y,
@@ -264,228 +259,3 @@ def _solve(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tupl
         compact=False,
     )
     return x, -log_slope
-
-
-def _bracket(y: Tensor, pi: Tensor, means: Tensor, scales: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ends of the bracket, the mean of the components' quantiles as a start, and the smallest scale."""
-    limit = _largest(y.dtype)
-    quantiles = (means + scales * y).clamp(-limit, limit)
-    lower, upper = quantiles.amin(dim), quantiles.amax(dim)
-    start = (pi * quantiles).sum(dim).clamp(lower, upper)
-    return lower, upper, start, scales.amin(dim)
-
-
-# The lean path: eager mode on the CPU. Tiles that stay in cache; components in front, where PyTorch reduces fastest;
-# three exponentials per component in linear space, and log space for the elements that leave its range.
-
-_TILE = 98304  # components per tile and thread: few enough to stay in the cache, enough to make up for 50 calls
-_CUT = {torch.float32: 60.0, torch.float64: 600.0}  # exp(-cut) is a normal number: denormal ones take 100 times as long
-
-
-class _Mixture(NamedTuple):
-    """What is computed once for N elements: shape (K, N), and (N,) for the last two."""
-
-    logits: Tensor  # the largest is 0
-    weights: Tensor  # exp(logits)
-    means: Tensor
-    log_scales: Tensor
-    rates: Tensor  # exp(-log_scales)
-    negligible: Tensor  # densities below this may consist of what the cut let in
-    total: Tensor  # sum of the weights
-
-
-def _is_plain(*tensors: Tensor) -> bool:
-    """Whether values may steer the computation: they are at hand, and there is no device to wait for."""
-    return values_at_hand(*tensors) and all(t.device.type == "cpu" for t in tensors)
-
-
-def _tiles(shape: torch.Size, components: int) -> Iterator[tuple[slice, ...]]:
-    """Indices that cut a tensor of this shape into tiles, whole in the last dimensions."""
-    room = _TILE * torch.get_num_threads() // components
-    cuts: list[list[slice]] = []
-    for size in reversed(shape):
-        step = max(1, min(size, room))
-        cuts.append([slice(start, start + step) for start in range(0, size, step)])
-        room //= step
-    return itertools.product(*reversed(cuts))
-
-
-def _components_first(parameter: Tensor) -> Tensor:
-    return parameter.movedim(-1, 0).reshape(parameter.shape[-1], -1).contiguous()
-
-
-def _mixture(logits: Tensor, means: Tensor, log_scales: Tensor) -> _Mixture:
-    logits, means, log_scales = (_components_first(t) for t in (logits, means, log_scales))
-    logits = logits - logits.amax(0)
-    weights = logits.clamp(min=-_CUT[logits.dtype]).exp_()
-    rates = log_scales.neg().exp_()
-    numbers = torch.finfo(logits.dtype)
-    negligible = (_floor(logits) * rates.amax(0)).clamp_(min=numbers.tiny / numbers.eps)
-    return _Mixture(logits, weights, means, log_scales, rates, negligible, weights.sum(0))
-
-
-def _floor(logits: Tensor) -> float:
-    """Sums of K terms below this may be off by more than rounding, because each term is off by up to exp(-cut)."""
-    return 2 * len(logits) * math.exp(-_CUT[logits.dtype]) / torch.finfo(logits.dtype).eps
-
-
-def _select(mixture: _Mixture, index: Tensor) -> _Mixture:
-    return _Mixture(*(t.index_select(-1, index) for t in mixture))
-
-
-def _lean_forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    y, log_derivative = torch.empty_like(x), torch.empty_like(x)
-    for tile in _tiles(x.shape, parameters[0].shape[-1]):
-        here, mixture = x[tile], _mixture(*(t[tile] for t in parameters))
-        y[tile], log_derivative[tile] = (t.view(here.shape) for t in _evaluate(here.reshape(-1), mixture))
-    return y, log_derivative
-
-
-def _lean_backward(grad_y: Tensor, grad_log: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-    grads = tuple(torch.empty_like(t) for t in (x, *parameters))
-    for tile in _tiles(x.shape, parameters[0].shape[-1]):
-        mixture = _mixture(*(t[tile] for t in parameters))
-        on_y, on_log, here = (t[tile].reshape(-1) for t in (grad_y, grad_log, x))
-        grad_x, *parts = _differentiate(on_y, on_log, here, mixture)
-        grads[0][tile] = grad_x.view(x[tile].shape)
-        for whole, part in zip(grads[1:], parts, strict=True):
-            whole[tile].movedim(-1, 0).copy_(part.view(-1, *x[tile].shape))
-    return grads
-
-
-def _lean_solve(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    x, log_derivative = torch.empty_like(y), torch.empty_like(y)
-    for tile in _tiles(y.shape, parameters[0].shape[-1]):
-        here, mixture = y[tile], _mixture(*(t[tile] for t in parameters))
-        target = here.reshape(-1)
-        bracket = _bracket(target, mixture.weights / mixture.total, mixture.means, mixture.log_scales.exp(), dim=0)
-        root, log_slope = solve_increasing(
-            lambda guess, *left: _evaluate(guess, _Mixture(*left)),
-            target,
-            *bracket,
-            mixture,
-            iterations=_ITERATIONS,
-            compact=True,
-        )
-        x[tile], log_derivative[tile] = root.view(here.shape), -log_slope.view(here.shape)
-    return x, log_derivative
-
-
-def _evaluate(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor]:
-    """y and log dy/dx of N elements, in linear space where it has the digits."""
-    sigmoid_above, lower, upper = _linear(x, mixture)
-    below, above, slope = lower.sum(0), upper.sum(0), sigmoid_above.mul_(lower).mul_(mixture.rates).sum(0)
-    y, log_derivative = (below / above).log_(), (slope / below + slope / above).log_()
-    outside = _outside(below, above, slope, mixture)
-    if len(outside):
-        again = _evaluate_log(x[outside], _select(mixture, outside))
-        return y.index_copy_(0, outside, again[0]), log_derivative.index_copy_(0, outside, again[1])
-    return y, log_derivative
-
-
-def _outside(below: Tensor, above: Tensor, slope: Tensor, mixture: _Mixture) -> Tensor:
-    """Indices of the elements whose digits linear space does not hold (it may hold NaN: hence the negation)."""
-    inside = (torch.minimum(below, above) > _floor(mixture.logits)) & (slope > mixture.negligible)
-    return inside.logical_not_().nonzero().squeeze(-1)
-
-
-def _linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor]:
-    """sigmoid(-z) and the terms of F and S, but for a factor; three exponentials with the mixture's own two."""
-    cut = _CUT[x.dtype]
-    odds = (x - mixture.means).mul_(mixture.rates).clamp_(-cut, cut).exp_()
-    sigmoid_above = (odds + 1).reciprocal_()
-    upper = mixture.weights * sigmoid_above
-    lower = odds.mul_(upper)
-    return sigmoid_above, lower, upper
-
-
-class _Logarithmic(NamedTuple):
-    """Terms of F, S and f of N elements, each divided by the exponential of its own shift, and the two sigmoids."""
-
-    sigmoid_below: Tensor
-    sigmoid_above: Tensor
-    lower: Tensor
-    upper: Tensor
-    density: Tensor
-    lower_shift: Tensor
-    upper_shift: Tensor
-    density_shift: Tensor
-
-
-def _logarithmic(x: Tensor, mixture: _Mixture) -> _Logarithmic:
-    cut, limit = _CUT[x.dtype], _largest(x.dtype)
-    z = (x - mixture.means).mul_(mixture.rates).clamp_(-limit, limit)
-    distance = z.abs()
-    smaller = distance.neg().clamp_(min=-cut).exp_()
-    larger = (smaller + 1).reciprocal_()
-    smaller.mul_(larger)
-    right = z > 0
-    terms, shifts = [], []
-    for exponents, power in (
-        (mixture.logits + z.clamp(max=0), 1),
-        (mixture.logits - z.clamp_(min=0), 1),
-        ((mixture.logits - mixture.log_scales).sub_(distance), 2),
-    ):
-        shift = exponents.amax(0)
-        term = exponents.sub_(shift).clamp_(min=-cut).exp_()
-        for _ in range(power):
-            term.mul_(larger)
-        terms.append(term)
-        shifts.append(shift)
-    return _Logarithmic(torch.where(right, larger, smaller), torch.where(right, smaller, larger), *terms, *shifts)
-
-
-def _evaluate_log(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor]:
-    terms = _logarithmic(x, mixture)
-    below, above = terms.lower.sum(0), terms.upper.sum(0)
-    y = (terms.lower_shift - terms.upper_shift) + (below / above).log_()
-    slope = (terms.lower * terms.sigmoid_above).mul_(mixture.rates).sum(0) / below
-    slope += (terms.upper * terms.sigmoid_below).mul_(mixture.rates).sum(0) / above
-    # in a gap between sharp components no hazard is left, and the logarithms are small enough to be subtracted
-    log_density = terms.density_shift + terms.density.sum(0).log_()
-    in_gap = log_density + torch.logaddexp(-terms.lower_shift - below.log_(), -terms.upper_shift - above.log_())
-    return y, torch.where(slope > mixture.negligible, slope.log(), in_gap)
-
-
-def _differentiate(grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture) -> tuple[Tensor, ...]:
-    """What _pull_back does, for N elements, in linear space where it has the digits."""
-    sigmoid_above, lower, upper = _linear(x, mixture)
-    sigmoid_above.mul_(mixture.rates)
-    density = lower * sigmoid_above
-    below, above, slope = lower.sum(0), upper.sum(0), density.sum(0)
-    outside = _outside(below, above, slope, mixture)
-    by_below, by_above = (grad_y - grad_log) / below, (grad_y + grad_log) / above
-    on_density = density * (grad_log / slope)
-    grad_x = density.mul_(by_below + by_above)
-    grad_x.addcmul_(on_density, sigmoid_above.mul_(2).sub_(mixture.rates))
-    grads = _collect(grad_x, on_density, lower.mul_(by_below), upper.mul_(by_above), grad_log, x, mixture)
-    if len(outside):
-        again = _differentiate_log(grad_y[outside], grad_log[outside], x[outside], _select(mixture, outside))
-        for whole, part in zip(grads, again, strict=True):
-            whole.index_copy_(-1, outside, part)
-    return grads
-
-
-def _differentiate_log(grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture) -> tuple[Tensor, ...]:
-    terms = _logarithmic(x, mixture)
-    on_lower = terms.lower.mul_((grad_y - grad_log) / terms.lower.sum(0))
-    on_upper = terms.upper.mul_((grad_y + grad_log) / terms.upper.sum(0))
-    on_density = terms.density.mul_(grad_log / terms.density.sum(0))
-    grad_x = (on_lower + on_density).mul_(terms.sigmoid_above)
-    grad_x.addcmul_(on_upper - on_density, terms.sigmoid_below).mul_(mixture.rates)
-    return _collect(grad_x, on_density, on_lower, on_upper, grad_log, x, mixture)
-
-
-def _collect(
-    grad_x: Tensor,
-    on_density: Tensor,
-    on_lower: Tensor,
-    on_upper: Tensor,
-    grad_log: Tensor,
-    x: Tensor,
-    mixture: _Mixture,
-) -> tuple[Tensor, ...]:
-    """Gradients of x, logits, means and log_scales from the components' shares of them; overwrites its arguments."""
-    grad_logits = on_lower.sub_(on_upper).add_(on_density).addcmul_(mixture.weights, grad_log / mixture.total)
-    grad_log_scales = (x - mixture.means).mul_(grad_x).add_(on_density).neg_()
-    return grad_x.sum(0), grad_logits, grad_x.neg_(), grad_log_scales

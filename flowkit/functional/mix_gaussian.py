@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.special import erfcx, log_ndtr
 
-from flowkit.functional.logistic import _batch_first, _bracket, _check, _is_plain
+from flowkit.functional.eager import steered_by_values
+from flowkit.functional.mixture import batch_first, check_mixture, quantile_bracket
 from flowkit.functional.rootfind import solve_increasing
 
 __all__ = ["probit_mix_gaussian_cdf", "probit_mix_gaussian_cdf_inverse"]
@@ -64,7 +65,7 @@ def probit_mix_gaussian_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales
         ShapeError: the three parameters do not all have shape (*x.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than x.
     """
-    _check("x", x, logits, means, log_scales)
+    check_mixture("x", x, logits, means, log_scales)
     return _Forward.apply(x, logits, means, log_scales)
 
 
@@ -94,7 +95,7 @@ def probit_mix_gaussian_cdf_inverse(
         ShapeError: the three parameters do not all have shape (*y.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than y.
     """
-    _check("y", y, logits, means, log_scales)
+    check_mixture("y", y, logits, means, log_scales)
     return _Inverse.apply(y, logits, means, log_scales)
 
 
@@ -122,7 +123,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        return _Forward.apply(*_batch_first(info, in_dims, inputs)), (0, 0)
+        return _Forward.apply(*batch_first(info, in_dims, inputs)), (0, 0)
 
 
 class _Inverse(torch.autograd.Function):
@@ -130,7 +131,7 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        solve = _solve_eager if _is_plain(y, logits, means, log_scales) else _solve
+        solve = _solve_eager if steered_by_values(y, logits, means, log_scales) else _solve
         x, log_derivative = solve(y, logits, means, log_scales)
         # A bracket of NaN can leave a number at its start; the slope there tells.
         return torch.where(log_derivative.isnan(), log_derivative, x), log_derivative
@@ -155,7 +156,7 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        return _Inverse.apply(*_batch_first(info, in_dims, inputs)), (0, 0)
+        return _Inverse.apply(*batch_first(info, in_dims, inputs)), (0, 0)
 
 
 def _saturated_exp(log_value: Tensor) -> Tensor:
@@ -233,7 +234,9 @@ def _partials(
 
 def _solve(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
     """x and log dx/dy by a fixed number of iterations."""
-    bracket = _bracket(y.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1)
+    # Nets give the parameters as views of one tensor, which a compiled loop does not take.
+    logits, log_scales = logits.clone(), log_scales.clone()
+    bracket = quantile_bracket(y.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1)
     x, log_slope = solve_increasing(
         lambda guess: _evaluate_near(y, guess, logits, means, log_scales),
         y,
@@ -248,7 +251,7 @@ def _solve_eager(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     """The same, each element until it has converged."""
     target = y.reshape(-1)
     logits, means, log_scales = (t.reshape(-1, t.shape[-1]) for t in parameters)
-    bracket = _bracket(target.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1)
+    bracket = quantile_bracket(target.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1)
     x, log_slope = solve_increasing(
         lambda guess, y, *left: _evaluate_near(y, guess, *(t.T for t in left)),
         target,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
 
 __all__ = ["solve_increasing"]
 
@@ -48,28 +49,15 @@ def solve_increasing(
 
     Domain: finite target and bracket; upper - lower must not overflow. A log_slope of -inf (flat) is bisected through.
     """
-    eps = torch.finfo(target.dtype).eps
+    if torch.compiler.is_compiling() and not compact:
+        return _compiled(function, target, lower, upper, start, resolution, arguments, iterations)
     x, step = start, upper - lower
     solution, log_slopes, index = None, None, None  # all elements, and which of them are still at work
     for iteration in range(iterations):
         value, log_slope = function(x, *arguments)
-        residual = value - target
-        newton_step = residual * torch.exp(-log_slope)
-        lower = torch.where(residual < 0, x, lower)
-        upper = torch.where(residual > 0, x, upper)
-        slow = newton_step.abs() > 0.5 * step
-        small, close = 2 * eps * (1 + target.abs()), eps * (x.abs() + resolution)
-        done = (
-            (residual.abs() <= torch.where(slow, 2 * small, small))
-            | (newton_step.abs() <= close)
-            | (upper - lower <= 2 * close)
-        )
+        moved, lower, upper, done = _advance(x, value, log_slope, step, target, lower, upper, resolution)
         if iteration == iterations - 1:
             break
-        newton = x - newton_step
-        take = (newton > lower) & (newton < upper) & ~slow
-        proposal = torch.where(take, newton, lower + 0.5 * (upper - lower))
-        moved = torch.where(done, x, proposal)
         if compact:
             left = int(done.numel() - done.count_nonzero())
             if left == 0:
@@ -90,3 +78,61 @@ def solve_increasing(
         return x, log_slope
     solution[index], log_slopes[index] = x, log_slope
     return solution, log_slopes
+
+
+def _advance(
+    x: Tensor,
+    value: Tensor,
+    log_slope: Tensor,
+    step: Tensor,
+    target: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    resolution: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each element goes next (where it is, if it has converged), its bracket, and which have converged."""
+    eps = torch.finfo(target.dtype).eps
+    residual = value - target
+    newton_step = residual * torch.exp(-log_slope)
+    lower = torch.where(residual < 0, x, lower)
+    upper = torch.where(residual > 0, x, upper)
+    slow = newton_step.abs() > 0.5 * step
+    small, close = 2 * eps * (1 + target.abs()), eps * (x.abs() + resolution)
+    done = (
+        (residual.abs() <= torch.where(slow, 2 * small, small))
+        | (newton_step.abs() <= close)
+        | (upper - lower <= 2 * close)
+    )
+    newton = x - newton_step
+    take = (newton > lower) & (newton < upper) & ~slow
+    moved = torch.where(take, newton, lower + 0.5 * (upper - lower))
+    return torch.where(done, x, moved), lower, upper, done
+
+
+def _compiled(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    target: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    start: Tensor,
+    resolution: Tensor,
+    arguments: tuple[Tensor, ...],
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """The loop as one node of the graph: its body is compiled once."""
+
+    def at_work(count: Tensor, left: Tensor, *_: Tensor) -> Tensor:
+        return (count < iterations) & left
+
+    def body(
+        count: Tensor, left: Tensor, x: Tensor, _: Tensor, log_slope: Tensor, step: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, ...]:
+        value, log_slope = function(x, *arguments)
+        moved, low, high, done = _advance(x, value, log_slope, step, target, low, high, resolution)
+        return count + 1, ~done.all(), moved, x.clone(), log_slope, (moved - x).abs(), low, high
+
+    begin = torch.zeros((), dtype=torch.long, device=target.device)
+    go_on = torch.ones((), dtype=torch.bool, device=target.device)
+    state = (begin, go_on, start, start.clone(), torch.zeros_like(start), upper - lower, lower, upper)
+    _, _, _, x, log_slope, *_ = while_loop(at_work, body, state)
+    return x, log_slope

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.errors import ShapeError
+from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.rearrange import pair_columns
 from flowkit.functional.reduce import flatten_batch
 from flowkit.nets.layers import ChannelNorm, Conv2d, concat_elu, gate
@@ -104,7 +105,13 @@ class GatedMaxout(GatedAttention):
 
 
 class GatedBlock(nn.Module):
-    """A gated convolution and, unless there is none, gated attention, each followed by norm over channels."""
+    """A gated convolution and, unless there is none, gated attention, each followed by norm over channels.
+
+    Attributes:
+        checkpointed: whether it runs a second time in the backward pass; set by `flowkit.activation_checkpointing`.
+    """
+
+    checkpointed: bool = False
 
     def __init__(
         self,
@@ -130,6 +137,9 @@ class GatedBlock(nn.Module):
         self.norm2 = ChannelNorm(filters) if norm and self.attention is not None else nn.Identity()
 
     def forward(self, x: Tensor, positions: Tensor | None, context: Tensor | None = None) -> Tensor:
+        return checkpointed(self.checkpointed, self._run, x, positions, context)
+
+    def _run(self, x: Tensor, positions: Tensor | None, context: Tensor | None) -> Tensor:
         x = self.norm1(self.conv(x, context))
         return x if self.attention is None else self.norm2(self.attention(x, positions))
 

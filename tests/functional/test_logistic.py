@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from flowkit.errors import DomainError, ShapeError
-from flowkit.functional import logistic
+from flowkit.functional import logistic, logistic_linear
 from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
 from flowkit.functional.rootfind import solve_increasing
 
@@ -321,6 +321,26 @@ def test_compile(function, dtype):
     torch.testing.assert_close(gradients(got, inputs), gradients(wanted, inputs))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_compiled_in_linear_and_in_log_space(function, backend):
+    """The compiler's form has a branch for a call in which some element leaves linear space."""
+    compiled, numbers = torch.compile(function, backend=backend, fullgraph=True), torch.finfo(torch.float64)
+    for regime, far in (("init", 3.0), ("broad", 30.0), ("sharpish", 3.0), ("sharp", 30.0)):
+        inputs = [t.requires_grad_() for t in (far * torch.randn(64).double(), *mixture(regime, 64, 5))]
+        got, wanted = compiled(*inputs), function(*inputs)
+        # an x is known up to the rounding of y by the slope
+        limit = 1e-12 + 32 * numbers.eps * wanted[1].detach().clamp(min=0).exp() * (1 + inputs[0].detach().abs())
+        if function is logit_mix_logistic_cdf:
+            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert ((got[0] - wanted[0]).abs() <= limit * (1 + wanted[0].abs())).all()
+        known = limit < 1e-9
+        mask = known.to(torch.float64)
+        sums = [(outputs[0] * mask).sum() + (outputs[1] * mask).sum() for outputs in (got, wanted)]
+        for one, other in zip(*(torch.autograd.grad(t, inputs) for t in sums), strict=True):
+            torch.testing.assert_close(one[known], other[known], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_fake_and_meta(function):
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -368,7 +388,7 @@ def test_layout_tiles_and_batch_do_not_matter(function, regime, monkeypatch):
     full_gradients = gradients(results[0], inputs)
     tolerance = 1e-4 if function is logit_mix_logistic_cdf else 1e-3  # x itself differs by the rounding of y / slope
     for tile in (1, 3 * components, 7 * components, 30 * components):
-        monkeypatch.setattr(logistic, "_TILE", tile)
+        monkeypatch.setattr(logistic_linear, "_TILE", tile)
         results.append(function(*inputs))
         torch.testing.assert_close(gradients(results[-1], inputs), full_gradients, rtol=tolerance, atol=tolerance)
     slope = (wanted[1] if function is logit_mix_logistic_cdf_inverse else torch.zeros(())).clamp(min=0).exp()
