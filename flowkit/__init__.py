@@ -6,6 +6,7 @@ from flowkit import debugging, functional, maps, metrics, nets, zoo
 from flowkit.bijectors import (
     ActNorm,
     AffineCoupling,
+    Autoregressive,
     BatchNorm,
     Conv1x1,
     Coupling,
@@ -51,6 +52,7 @@ __all__ = [
     "ActNorm",
     "AffineCoupling",
     "ArgmaxDequantizer",
+    "Autoregressive",
     "BatchNorm",
     "Bijector",
     "BinaryDequantizer",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flowkit.bijectors.autoregressive import Autoregressive
 from flowkit.distribution import Distribution, as_shape, drawn_with
 from flowkit.errors import NotExact, ShapeError
 from flowkit.transform import Map, Transform, run_forward, run_inverse
@@ -246,7 +247,7 @@ class Flow(Distribution):
             return None
         like = next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), torch.empty(()))
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with fake, torch.no_grad(), _maps_passed_by(self.transform):
+        with fake, torch.no_grad(), _arithmetic_passed_by(self.transform):
             options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
             # One batch dim: it shows a part that mistakes it for its event.
             z = torch.empty(1, *self._latent_shape, **options)
@@ -264,8 +265,12 @@ class Flow(Distribution):
 
 
 @contextmanager
-def _maps_passed_by(transform: Transform) -> Iterator[None]:
-    """While shapes are traced, maps only look at their parameters: elementwise, they keep the shape, at any cost."""
+def _arithmetic_passed_by(transform: Transform) -> Iterator[None]:
+    """While shapes are traced, long ways to a shape that is known are left out.
+
+    Maps only look at their parameters: elementwise, they keep the shape. Autoregressive parts go back as they go
+    forward, in one pass of their net, which checks the same.
+    """
 
     def passed(map: Map) -> Callable[..., tuple[Tensor, Tensor]]:
         def run(value: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -275,9 +280,12 @@ def _maps_passed_by(transform: Transform) -> Iterator[None]:
         return run
 
     with ExitStack() as stack:
-        for map in transform.modules():
-            if isinstance(map, Map):
+        for part in transform.modules():
+            if isinstance(part, Map):
                 for direction in ("forward", "inverse"):
-                    map.__dict__[direction] = passed(map)
-                    stack.callback(map.__dict__.pop, direction)
+                    part.__dict__[direction] = passed(part)
+                    stack.callback(part.__dict__.pop, direction)
+            elif isinstance(part, Autoregressive):
+                part.__dict__["inverse"] = part.forward
+                stack.callback(part.__dict__.pop, "inverse")
         yield

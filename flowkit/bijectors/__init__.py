@@ -1,5 +1,6 @@
 """Bijectors on whole events."""
 
+from flowkit.bijectors.autoregressive import Autoregressive
 from flowkit.bijectors.coupling import AffineCoupling, Coupling, MixLogisticCDFCoupling
 from flowkit.bijectors.elementwise import Elementwise, FromContext
 from flowkit.bijectors.functions import Exp, LeakyReLU, Power, ScaleShift, Softplus
@@ -11,6 +12,7 @@ from flowkit.bijectors.squash import Logit, Sigmoid, Tanh
 __all__ = [
     "ActNorm",
     "AffineCoupling",
+    "Autoregressive",
     "BatchNorm",
     "Conv1x1",
     "Coupling",

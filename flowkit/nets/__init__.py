@@ -3,9 +3,11 @@
 from flowkit.nets.conv import ConvNet, ResidualConvNet, ZeroConv2d
 from flowkit.nets.gated import GatedAttention, GatedConv, GatedConvAttention, GatedMaxout, ImageContext
 from flowkit.nets.layers import ChannelNorm, Conv2d
+from flowkit.nets.made import MADE
 from flowkit.nets.mlp import MLP
 
 __all__ = [
+    "MADE",
     "MLP",
     "ChannelNorm",
     "Conv2d",

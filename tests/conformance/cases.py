@@ -14,7 +14,7 @@ from torch.distributions import constraints
 import flowkit as fk
 from flowkit.distribution import Distribution
 from flowkit.maps import Additive, Affine, MixGaussian, MixLogistic, RationalQuadratic, Scale
-from flowkit.nets import MLP, GatedConvAttention
+from flowkit.nets import MADE, MLP, GatedConvAttention
 from flowkit.testing import DistributionCase, TransformCase
 from flowkit.transform import Transform
 
@@ -165,6 +165,17 @@ def noise_given(context: int, event: tuple[int, ...]) -> fk.Flow:
     """A normal over events of any shape, whose location and scale a net reads off a vector."""
     shift = fk.FromContext(Affine(log_scale_bound=1.0), mlp((context,), (*event, 2)), event_ndim=len(event))
     return fk.Flow(shift, fk.Normal(event), context_shape=(context,))
+
+
+class Before(torch.nn.Module):
+    """A conditioner that knows nothing of masks: two parameters read off a running sum of what came before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return torch.tanh(x.cumsum(-1) - x)[..., None] * self.weight
 
 
 def batch_norm(shape: tuple[int, ...]) -> fk.BatchNorm:
@@ -368,6 +379,26 @@ TRANSFORMS = [
         make=lambda: fk.Coupling(MixGaussian(2), mlp((2,), (2, 8)), dim=-1),
         event=(4,),
         slow=("compiles",),
+    ),
+    TransformRow(
+        name="Autoregressive",
+        make=lambda: fk.Autoregressive(Affine(), MADE(3, 2, hidden=(8,), order=(2, 0, 1))),
+        event=(3,),
+    ),
+    TransformRow(
+        name="Autoregressive-residual-context",
+        make=lambda: fk.Autoregressive(RationalQuadratic(3), MADE(3, 8, (8, 8), context=2, residual=True)),
+        event=(3,),
+        context=(2,),
+        slow=("compiles",),
+    ),
+    TransformRow(
+        name="Autoregressive-adjacency",
+        make=lambda: fk.Autoregressive(Affine(), MADE(4, 2, (8,), adjacency=torch.eye(4).roll(2, 0).tril())),
+        event=(4,),
+    ),
+    TransformRow(
+        name="Autoregressive-any-net", make=lambda: fk.Autoregressive(Affine(), Before()), event=(3,), options=FREE
     ),
     TransformRow(name="Conv1x1", make=lambda: fk.Conv1x1((3, 2, 2)), event=(3, 2, 2)),
     TransformRow(name="Conv1x1-per-half", make=lambda: fk.Conv1x1((2, 2, 2, 2)), event=(2, 2, 2, 2)),
