@@ -23,12 +23,15 @@ class MLP(nn.Module):
         hidden: widths of the hidden layers.
         context: width of a context vector, joined to the input; 0 for none.
         activation: class of the nonlinearity.
+        residual: whether the hidden layers are residual blocks, h + W act(W act(h)), all of one width, behind a layer
+            that enters them.
 
     Shapes:
         value: (*batch, *shape); context: (*batch, context), which broadcasts; output: (*batch, *out).
 
     Raises:
         ShapeError: if the input or the context does not fit.
+        ValueError: if residual blocks have several widths.
 
     >>> import torch
     >>> MLP((3,), (2, 5), hidden=(16,))(torch.zeros(7, 3)).shape
@@ -42,13 +45,19 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         activation: type[nn.Module] = nn.SiLU,
+        residual: bool = False,
     ) -> None:
         super().__init__()
+        if residual and len(set(hidden)) != 1:
+            raise ValueError(f"MLP: hidden is {tuple(hidden)}, wanted one width for all residual blocks")
         self.shape, self.out, self.context = tuple(shape), tuple(out), context
         widths = [math.prod(self.shape) + context, *hidden]
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.Linear(before, after), activation()]
+        if residual:
+            layers += [nn.Linear(widths[0], widths[1]), *(ResidualBlock(width, activation) for width in hidden)]
+        else:
+            for before, after in itertools.pairwise(widths):
+                layers += [nn.Linear(before, after), activation()]
         last = nn.Linear(widths[-1], math.prod(self.out))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -65,3 +74,14 @@ class MLP(nn.Module):
                 raise ShapeError(f"MLP: context {came}, wanted (*batch, {self.context})")
             flat = torch.cat([flat, context.expand(*batch, self.context)], dim=-1)
         return self.layers(flat).reshape(*batch, *self.out)
+
+
+class ResidualBlock(nn.Module):
+    """h + W2 act(W1 act(h)), the pre-activation block of He, Zhang, Ren, Sun, "Identity Mappings", 2016."""
+
+    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.layers(h)

@@ -695,6 +695,17 @@ DISTRIBUTIONS = [
         ),
         options={"perturb": 0.3},
     ),
+    DistributionRow(name="maf", make=lambda: fk.zoo.maf(2, 2, (8,), batch_norm=False), slow=("compiles",)),
+    DistributionRow(
+        name="iaf", make=lambda: fk.zoo.iaf(2, 1, (8,), context_shape=(3,)), context=(3,), slow=("compiles",)
+    ),
+    DistributionRow(name="nsf", make=lambda: fk.zoo.nsf(2, 1, (8,), bins=3), slow=("compiles",)),
+    DistributionRow(
+        name="nsf-autoregressive",
+        make=lambda: fk.zoo.nsf(2, 1, (8,), autoregressive=True, bins=3, context_shape=(3,)),
+        context=(3,),
+        slow=("compiles",),
+    ),
     DistributionRow(name="Flow++", make=lambda: tiny_flowpp(), slow=("compiles",)),
     DistributionRow(
         name="Flow++-noise", make=lambda: dequantizer_of(tiny_flowpp()).noise, context=(2, 4, 2), slow=("compiles",)
