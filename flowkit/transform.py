@@ -305,7 +305,23 @@ def within(view: Transform, *parts: Transform) -> Chain:
     >>> flipped(torch.arange(4.0).reshape(1, 1, 4))[0]
     tensor([[[1., 0., 3., 2.]]])
     """
-    return Chain(view, *parts, view.inv)
+    return Chain(view, *parts, Back(view))
+
+
+class Back(Inverse):
+    """A view turned round that stands elsewhere in the same chain, which owns it.
+
+    The state of the view is there once: `torch.func.functional_call` does not put back what a module had that it meets
+    by two names.
+    """
+
+    def __init__(self, view: Transform) -> None:
+        super().__init__(view)
+        del self._modules["transform"]
+        self.__dict__["transform"] = view
+
+    def extra_repr(self) -> str:
+        return type(self.transform).__name__
 
 
 def run_forward(

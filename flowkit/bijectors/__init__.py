@@ -6,7 +6,15 @@ from flowkit.bijectors.elementwise import Elementwise, FromContext
 from flowkit.bijectors.functions import Exp, LeakyReLU, Power, ScaleShift, Softplus
 from flowkit.bijectors.linear import Conv1x1, HouseholderLinear, LUConv1x1, LULinear, MatrixExpLinear, QRLinear
 from flowkit.bijectors.norm import ActNorm, BatchNorm
-from flowkit.bijectors.reshape import Flip, PairChannels, PairCheckerboard, PairColumns, Permute, Squeeze
+from flowkit.bijectors.reshape import (
+    Flip,
+    PairChannels,
+    PairCheckerboard,
+    PairColumns,
+    Partition,
+    Permute,
+    Squeeze,
+)
 from flowkit.bijectors.squash import Logit, Sigmoid, Tanh
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "PairChannels",
     "PairCheckerboard",
     "PairColumns",
+    "Partition",
     "Permute",
     "Power",
     "QRLinear",

@@ -25,13 +25,15 @@ class Coupling(Bijector):
         net: `net(a, context)` gives (*b.shape, map.num_params). It ends mixed precision: what it gives is cast to
             the dtype of x.
         dim: the axis, negative; the event is this axis and all to its right.
+        passing: how many elements along the axis pass, at least 1; half of them if not given. `Partition` puts the
+            elements of any mask first.
 
     Shapes:
         x, z: (*batch, *event of -dim dims); l: (*batch); context: what the net takes.
 
     Raises:
-        ShapeError: if the axis has fewer than 2 elements, or the net's output does not fit the map.
-        ValueError: if `dim` is not negative.
+        ShapeError: if the axis has too few elements for both parts, or the net's output does not fit the map.
+        ValueError: if `dim` is not negative, or `passing` below 1.
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803.
@@ -46,21 +48,28 @@ class Coupling(Bijector):
     (True, True)
     """
 
-    def __init__(self, map: Map, net: nn.Module, dim: int) -> None:
+    def __init__(self, map: Map, net: nn.Module, dim: int, passing: int | None = None) -> None:
         super().__init__()
         if not isinstance(map, Map):
             raise TypeError(f"{type(self).__name__}: map is a {type(map).__name__}, wanted one of flowkit.maps")
         if dim >= 0:
             raise ValueError(f"{type(self).__name__}: dim is {dim}, wanted negative, counted from the right")
-        self.map, self.conditioner, self.dim = map, net, dim
+        if passing is not None and passing < 1:
+            raise ValueError(f"{type(self).__name__}: passing is {passing}, wanted at least 1")
+        self.map, self.conditioner, self.dim, self.passing = map, net, dim, passing
         self.in_ndim = self.out_ndim = -dim
+        self.domain, self.codomain = map.domain, map.codomain
 
     def _halves(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         self.check_event(name, value, (None,) * self.in_ndim)
         size = value.shape[self.dim]
-        if size < 2:
-            raise ShapeError(f"{self.path}: {name} has shape {tuple(value.shape)}, wanted at least 2 along {self.dim}")
-        first, second = value.split([size // 2, size - size // 2], dim=self.dim)
+        least = 2 if self.passing is None else self.passing + 1
+        if size < least:
+            raise ShapeError(
+                f"{self.path}: {name} has shape {tuple(value.shape)}, wanted at least {least} along {self.dim}"
+            )
+        passing = size // 2 if self.passing is None else self.passing
+        first, second = value.split([passing, size - passing], dim=self.dim)
         return first, second
 
     def _conditioned(self, first: Tensor, second: Tensor, context: Tensor | None) -> Tensor:
@@ -84,7 +93,7 @@ class Coupling(Bijector):
         return torch.cat([first, second], dim=self.dim), sum_rightmost(terms, self.in_ndim)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}"
+        return f"dim={self.dim}" + ("" if self.passing is None else f", passing={self.passing}")
 
 
 class MixLogisticCDFCoupling(Coupling):

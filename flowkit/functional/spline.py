@@ -247,13 +247,19 @@ def _log_derivative(here: _Bin, theta: Tensor, phi: Tensor) -> Tensor:
     return (slope / (share * share)).log()
 
 
-def _enter(x: Tensor, lower: float, upper: float, tails: str) -> tuple[Tensor, Tensor | None]:
-    """x moved into the interval, and by how many turns of the circle."""
-    if tails != "circular":
-        return x.clamp(lower, upper), None
+def wrap(x: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
+    """x moved into [lower, upper] by whole turns of the circle whose circumference that is, and by how many.
+
+    What is inside stays as it is, to the last digit; `upper` is `lower`.
+    """
     inside = (x >= lower) & (x < upper)
     turns = torch.where(inside, 0.0, ((x - lower) / (upper - lower)).floor())
     return (x - turns * (upper - lower)).clamp(lower, upper), turns
+
+
+def _enter(x: Tensor, lower: float, upper: float, tails: str) -> tuple[Tensor, Tensor | None]:
+    """x moved into the interval, and by how many turns of the circle."""
+    return wrap(x, lower, upper) if tails == "circular" else (x.clamp(lower, upper), None)
 
 
 def _leave(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowkit.functional.precision import log_term_dtype
-from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
+from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse, wrap
 from flowkit.transform import Map
 
 __all__ = ["RationalQuadratic"]
@@ -18,14 +18,18 @@ class RationalQuadratic(Map):
     """z = f(x), f a monotone rational-quadratic spline of an interval onto itself; back in closed form.
 
     Log-term: log f'(x). The parameters of an element are, in this order, K widths and K heights of the bins and the
-    slopes at the knots: K - 1 for linear tails, K for circular ones, K + 1 for bounded ones. They are real numbers, of
-    any size, and all 0 is the identity; `flowkit.functional.rational_quadratic_spline` says how they are read.
+    slopes at the knots: K - 1 for linear tails, K for circular ones, K + 1 for bounded ones; and the shift, if there is
+    one. They are real numbers, of any size, and all 0 is the identity; `flowkit.functional.rational_quadratic_spline`
+    says how they are read.
 
     Args:
         bins: K, at least 2.
         bound: the interval is [-bound, bound], or these two ends if they are two numbers.
         tails: "linear", the identity outside the interval; "circular", a map of the circle whose circumference the
             interval is, which holds its seam fixed; "bounded", a map of the interval with free slopes at its ends.
+            On the circle a conditioner should read cosines and sines, or what it gives jumps at the seam.
+        shift: of circular tails: whether the circle is turned by a parameter after the spline, z = f(x) + shift, moved
+            into the interval by whole turns, so that no point of it is held fixed.
         min_width, min_height: the least a bin takes, a share of the interval.
         min_slope: the least slope at a knot. The minima bound how ill-conditioned the inverse can become.
 
@@ -33,7 +37,8 @@ class RationalQuadratic(Map):
         x, z, l: (*batch); context: (*batch, num_params).
 
     Raises:
-        ValueError: for fewer than two bins, other tails, an empty interval or minima out of range.
+        ValueError: for fewer than two bins, other tails, an empty interval, minima out of range, or a shift of tails
+            that are not circular.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032; on the
@@ -54,6 +59,7 @@ class RationalQuadratic(Map):
         bound: float | tuple[float, float] = 3.0,
         tails: str = "linear",
         *,
+        shift: bool = False,
         min_width: float = 1e-3,
         min_height: float = 1e-3,
         min_slope: float = 1e-3,
@@ -75,24 +81,32 @@ class RationalQuadratic(Map):
             if not 0 < minimum < limit:
                 raise ValueError(f"RationalQuadratic: {name} is {minimum}, wanted above 0 and below {limit}")
         self.bins, self.lower, self.upper, self.tails = bins, float(lower), float(upper), tails
+        if shift and tails != "circular":
+            raise ValueError(f"RationalQuadratic: shift is True for {tails} tails, wanted circular ones")
         self.min_width, self.min_height, self.min_slope = min_width, min_height, min_slope
-        self._sizes = [bins, bins, slopes[tails]]
+        self.shift = shift
+        self._sizes = [bins, bins, slopes[tails], int(shift)]
         self.num_params = sum(self._sizes)
         self.domain = self.codomain = (
             constraints.real if tails == "linear" else constraints.interval(self.lower, self.upper)
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, log_slope = rational_quadratic_spline(x, *self._split(x, context), **self._options)
-        return z, log_slope.to(log_term_dtype(x.dtype))
+        params, shift = self._split(x, context)
+        z, log_slope = rational_quadratic_spline(x, *params, **self._options)
+        return self._turned(z, shift), log_slope.to(log_term_dtype(x.dtype))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_slope = rational_quadratic_spline_inverse(z, *self._split(z, context), **self._options)
+        params, shift = self._split(z, context)
+        x, log_slope = rational_quadratic_spline_inverse(self._turned(z, -shift), *params, **self._options)
         return x, log_slope.to(log_term_dtype(z.dtype))
 
-    def _split(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        widths, heights, slopes = self.parameters_for(value, context).split(self._sizes, dim=-1)
-        return widths, heights, slopes
+    def _split(self, value: Tensor, context: Tensor | None) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        widths, heights, slopes, shift = self.parameters_for(value, context).split(self._sizes, dim=-1)
+        return (widths, heights, slopes), shift
+
+    def _turned(self, value: Tensor, shift: Tensor) -> Tensor:
+        return wrap(value + shift.squeeze(-1), self.lower, self.upper)[0] if self.shift else value
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -106,4 +120,5 @@ class RationalQuadratic(Map):
         }
 
     def extra_repr(self) -> str:
-        return f"bins={self.bins}, lower={self.lower}, upper={self.upper}, tails={self.tails!r}"
+        shift = ", shift=True" if self.shift else ""
+        return f"bins={self.bins}, lower={self.lower}, upper={self.upper}, tails={self.tails!r}{shift}"

@@ -16,7 +16,7 @@ from flowkit.distribution import Distribution
 from flowkit.maps import Additive, Affine, MixGaussian, MixLogistic, RationalQuadratic, Scale
 from flowkit.nets import MADE, MLP, GatedConvAttention
 from flowkit.testing import DistributionCase, TransformCase
-from flowkit.transform import Transform
+from flowkit.transform import Map, Transform
 
 __all__ = ["DISTRIBUTIONS", "TRANSFORMS", "DistributionRow", "TransformRow"]
 
@@ -208,6 +208,74 @@ SATURATES = {"tails": 1.0, "perturb": 0.05}
 # Free parameters that start at 0: a spread of the order of 1 is what training makes of them.
 FREE = {"perturb": 0.5}
 
+# Every map in every scheme: a further map is one line here.
+MAPS: dict[str, Callable[[], Map]] = {
+    "Additive": Additive,
+    "Affine": Affine,
+    "MixGaussian": lambda: MixGaussian(2),
+    "MixLogistic": lambda: MixLogistic(2),
+    "RationalQuadratic": lambda: RationalQuadratic(3),
+    "RationalQuadratic-bounded": lambda: RationalQuadratic(3, (0.0, 1.0), "bounded"),
+    "RationalQuadratic-circular": lambda: RationalQuadratic(3, torch.pi, "circular"),
+    "RationalQuadratic-shift": lambda: RationalQuadratic(3, torch.pi, "circular", shift=True),
+    "Scale": Scale,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Who supplies the parameters of a map; `make` is given the map, the rest is as of `TransformRow`."""
+
+    make: Callable[[Map], Transform]
+    event: tuple[int, ...]
+    context: tuple[int, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def coupling_by_mask(map: Map) -> Transform:
+    view = fk.Partition(torch.tensor([[True, False], [False, True], [True, True]]))
+    return fk.within(view, fk.Coupling(map, mlp((4,), (2, map.num_params), context=2), dim=-1, passing=view.passing))
+
+
+def paired(view: Transform, half: tuple[int, int, int], map: Map) -> Transform:
+    return fk.within(view, fk.Coupling(map, mlp(half, (*half, map.num_params)), dim=-4))
+
+
+SCHEMES = {
+    "Coupling": Scheme(make=lambda map: fk.Coupling(map, mlp((1,), (2, map.num_params)), dim=-1), event=(3,)),
+    "Coupling-mask-context": Scheme(make=coupling_by_mask, event=(3, 2), context=(2,)),
+    "Coupling-columns": Scheme(make=lambda map: paired(fk.PairColumns(), (1, 2, 1), map), event=(1, 2, 2)),
+    "Coupling-checkerboard": Scheme(make=lambda map: paired(fk.PairCheckerboard(), (1, 2, 1), map), event=(1, 2, 2)),
+    "Coupling-channels": Scheme(make=lambda map: paired(fk.PairChannels(), (1, 1, 2), map), event=(2, 1, 2)),
+    "Autoregressive-context": Scheme(
+        make=lambda map: fk.Autoregressive(map, MADE(3, map.num_params, (8,), context=2, order=(2, 0, 1))),
+        event=(3,),
+        context=(2,),
+    ),
+    "Autoregressive-inverse": Scheme(
+        make=lambda map: fk.Autoregressive(map, MADE(3, map.num_params, (8,))).inv, event=(3,)
+    ),
+    "Elementwise": Scheme(make=lambda map: fk.Elementwise(map, (2, 2)), event=(2, 2), options=FREE),
+    "FromContext": Scheme(
+        make=lambda map: fk.FromContext(map, mlp((2,), (3, map.num_params)), event_ndim=1), event=(3,), context=(2,)
+    ),
+}
+
+
+def maps_in_schemes() -> list[TransformRow]:
+    return [
+        TransformRow(
+            name=f"{scheme_name}-{map_name}",
+            make=lambda scheme=scheme, map=map: scheme.make(map()),  # type: ignore[misc]
+            event=scheme.event,
+            context=scheme.context,
+            options=scheme.options,
+        )
+        for scheme_name, scheme in SCHEMES.items()
+        for map_name, map in MAPS.items()
+    ]
+
+
 TRANSFORMS = [
     TransformRow(name="ActNorm-per-element", make=lambda: fk.ActNorm((3,)), event=(3,)),
     TransformRow(name="ActNorm-per-channel", make=lambda: fk.ActNorm((2, 1, 1)), event=(2, 2, 3)),
@@ -269,65 +337,12 @@ TRANSFORMS = [
         context=(2,),
         slow=("compiles",),
     ),
-    TransformRow(name="Elementwise-Affine", make=lambda: fk.Elementwise(Affine(), (3,)), event=(3,), options=FREE),
-    TransformRow(
-        name="Elementwise-MixLogistic",
-        make=lambda: fk.Elementwise(MixLogistic(3), (2, 2)),
-        event=(2, 2),
-        options=FREE,
-        slow=("compiles",),
-    ),
-    TransformRow(
-        name="FromContext-Affine",
-        make=lambda: fk.FromContext(Affine(), mlp((2,), (3, 2)), event_ndim=1),
-        event=(3,),
-        context=(2,),
-    ),
-    TransformRow(
-        name="FromContext-MixLogistic",
-        make=lambda: fk.FromContext(MixLogistic(2), mlp((2,), (2, 2, 8)), event_ndim=2),
-        event=(2, 2),
-        context=(2,),
-        slow=("compiles",),
-    ),
     TransformRow(name="maps.Affine", make=lambda: Affine(), event=(), context=(2,)),
     TransformRow(name="maps.Affine-bounded", make=lambda: Affine(log_scale_bound=1.0), event=(3,), context=(3, 2)),
     TransformRow(name="maps.MixLogistic", make=lambda: MixLogistic(4), event=(3,), context=(3, 14)),
     TransformRow(name="maps.MixLogistic-one", make=lambda: MixLogistic(1), event=(), context=(5,), slow=("compiles",)),
     TransformRow(name="maps.Additive", make=lambda: Additive(), event=(3,), context=(3, 1)),
-    TransformRow(name="Elementwise-Additive", make=lambda: fk.Elementwise(Additive(), (2,)), event=(2,), options=FREE),
-    TransformRow(
-        name="FromContext-Additive",
-        make=lambda: fk.FromContext(Additive(), mlp((2,), (3, 1)), event_ndim=1),
-        event=(3,),
-        context=(2,),
-    ),
-    TransformRow(
-        name="Coupling-Additive",
-        make=lambda: fk.Coupling(Additive(), mlp((2,), (2, 1)), dim=-1),
-        event=(4,),
-    ),
     TransformRow(name="maps.Scale", make=lambda: Scale(), event=(3,), context=(3, 1)),
-    TransformRow(
-        name="Elementwise-Scale",
-        make=lambda: fk.Elementwise(Scale(), (2,)),
-        event=(2,),
-        options=FREE,
-        slow=("compiles",),
-    ),
-    TransformRow(
-        name="FromContext-Scale",
-        make=lambda: fk.FromContext(Scale(), mlp((2,), (3, 1)), event_ndim=1),
-        event=(3,),
-        context=(2,),
-        slow=("compiles",),
-    ),
-    TransformRow(
-        name="Coupling-Scale",
-        make=lambda: fk.Coupling(Scale(), mlp((2,), (2, 1)), dim=-1),
-        event=(4,),
-        slow=("compiles",),
-    ),
     TransformRow(name="maps.RationalQuadratic", make=lambda: RationalQuadratic(8), event=(3,), context=(3, 23)),
     TransformRow(
         name="maps.RationalQuadratic-circular",
@@ -341,45 +356,8 @@ TRANSFORMS = [
         event=(),
         context=(10,),
     ),
-    TransformRow(
-        name="Elementwise-RationalQuadratic",
-        make=lambda: fk.Elementwise(RationalQuadratic(4), (2, 2)),
-        event=(2, 2),
-        options=FREE,
-    ),
-    TransformRow(
-        name="FromContext-RationalQuadratic",
-        make=lambda: fk.FromContext(RationalQuadratic(4, tails="circular"), mlp((2,), (3, 12)), event_ndim=1),
-        event=(3,),
-        context=(2,),
-    ),
-    TransformRow(
-        name="Coupling-RationalQuadratic",
-        make=lambda: fk.Coupling(RationalQuadratic(4, bound=5.0), mlp((2,), (2, 11)), dim=-1),
-        event=(4,),
-    ),
     TransformRow(name="maps.MixGaussian", make=lambda: MixGaussian(3), event=(2,), context=(2, 11)),
     TransformRow(name="maps.MixGaussian-one", make=lambda: MixGaussian(1), event=(), context=(5,), slow=("compiles",)),
-    TransformRow(
-        name="Elementwise-MixGaussian",
-        make=lambda: fk.Elementwise(MixGaussian(2), (2, 2)),
-        event=(2, 2),
-        options=FREE,
-        slow=("compiles",),
-    ),
-    TransformRow(
-        name="FromContext-MixGaussian",
-        make=lambda: fk.FromContext(MixGaussian(2), mlp((2,), (3, 8)), event_ndim=1),
-        event=(3,),
-        context=(2,),
-        slow=("compiles",),
-    ),
-    TransformRow(
-        name="Coupling-MixGaussian",
-        make=lambda: fk.Coupling(MixGaussian(2), mlp((2,), (2, 8)), dim=-1),
-        event=(4,),
-        slow=("compiles",),
-    ),
     TransformRow(
         name="Autoregressive",
         make=lambda: fk.Autoregressive(Affine(), MADE(3, 2, hidden=(8,), order=(2, 0, 1))),
@@ -570,6 +548,7 @@ TRANSFORMS = [
     TransformRow(name="MatrixExpLinear", make=lambda: fk.MatrixExpLinear(4), event=(4,)),
     TransformRow(name="LUConv1x1", make=lambda: fk.LUConv1x1((3, 2, 2)), event=(3, 2, 2)),
     TransformRow(name="LUConv1x1-per-half", make=lambda: fk.LUConv1x1((2, 2, 2, 2)), event=(2, 2, 2, 2)),
+    TransformRow(name="Partition", make=lambda: fk.Partition(torch.tensor([[0, 1, 1], [1, 0, 1]]) == 1), event=(2, 3)),
     TransformRow(name="Permute", make=lambda: fk.Permute((2, 0, 3, 1)), event=(4,)),
     TransformRow(name="Permute-channels", make=lambda: fk.Permute((2, 0, 1), dim=-3), event=(3, 2, 1)),
     # At momentum 0 it is in train mode what it is in eval mode; elsewhere it breaks `purity`: see test_norm.py.
@@ -604,6 +583,7 @@ TRANSFORMS = [
     ),
     TransformRow(name="Inverse-Slice", make=lambda: fk.Slice(2, normal_given(2, 2), dim=-1).inv, event=(2,)),
     TransformRow(name="Chain-two-scales", make=lambda: two_scales(), event=(1, 2, 2)),
+    *maps_in_schemes(),
 ]
 
 DISTRIBUTIONS = [

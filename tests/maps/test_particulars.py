@@ -18,6 +18,7 @@ MAPS = [
     MixGaussian(3),
     RationalQuadratic(5),
     RationalQuadratic(5, math.pi, "circular"),
+    RationalQuadratic(5, math.pi, "circular", shift=True),
     RationalQuadratic(5, (0.0, 1.0), "bounded"),
 ]
 
@@ -72,6 +73,20 @@ def test_a_circular_spline_has_a_density_that_closes():
     assert torch.trapezoid(density, x[:, 0]).item() == pytest.approx(1, abs=1e-6)
 
 
+def test_a_shift_turns_the_circle():
+    """By any number of turns; the density stays that of the spline, and the seam goes where it is put."""
+    plain, turned = (RationalQuadratic(4, (0.0, 2.0), "circular", shift=shift) for shift in (False, True))
+    assert turned.num_params == plain.num_params + 1
+    x, params = torch.linspace(0, 1.99, 50).double(), torch.randn(50, 12).double()
+    z, log_det = plain(x, params)
+    for shift in (0.0, 0.3, -1.7, 12.3):
+        both = torch.cat([params, torch.full((50, 1), shift, dtype=torch.double)], -1)
+        got, term = turned(x, both)
+        torch.testing.assert_close(got, (z + shift).remainder(2.0))
+        assert torch.equal(term, log_det)
+        torch.testing.assert_close(turned.inverse(got, both)[0], x)
+
+
 def test_a_gaussian_mixture_is_the_density_of_its_map():
     """With a normal base and no outer affine, log_prob is that of the mixture."""
     torch.manual_seed(0)
@@ -109,6 +124,7 @@ def test_maps_have_no_state(map):
         lambda: RationalQuadratic(4, bound=(1.0, 1.0)),
         lambda: RationalQuadratic(4, tails="cubic"),
         lambda: RationalQuadratic(4, min_width=0.25),
+        lambda: RationalQuadratic(4, shift=True),
         lambda: RationalQuadratic(4, min_height=0.0),
         lambda: RationalQuadratic(4, min_slope=1.0),
     ],
