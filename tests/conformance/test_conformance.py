@@ -116,6 +116,7 @@ def test_bound_lies_below_the_exact_mass_of_a_bin(name):
         "UniformDequantizer",
         "VariationalDequantizer-encoder",
         "Flow++-affine",
+        "Autoregressive",
     ],
 )
 def test_transform_under_inductor(name):
