@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["count", "image_shape", "whole"]
+__all__ = ["count", "image_shape", "vector_size", "whole"]
 
 
 def whole(value: Any) -> int | None:
@@ -39,3 +39,16 @@ def image_shape(part: str, shape: Any) -> tuple[int, int, int]:
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"{part}: shape is {shape}, wanted (C, H, W), three whole numbers above 0")
     return sizes[0], sizes[1], sizes[2]
+
+
+def vector_size(part: str, context_shape: Sequence[int] | None) -> int:
+    """The size of a context vector; 0 for none.
+
+    Raises:
+        ValueError: for a context that is no vector.
+    """
+    if context_shape is None:
+        return 0
+    if len(context_shape) != 1:
+        raise ValueError(f"{part}: context_shape is {tuple(context_shape)}, wanted (size,), or None")
+    return count(part, "context_shape", context_shape[0])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.arguments import count
 from flowkit.errors import ShapeError
 
 __all__ = ["MADE"]
@@ -81,8 +82,7 @@ class MADE(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        if features < 1 or out < 1:
-            raise ValueError(f"MADE: features is {features} and out is {out}, wanted at least 1")
+        features, out = count("MADE", "features", features), count("MADE", "out", out)
         if residual and len(set(hidden)) != 1:
             raise ValueError(f"MADE: hidden is {tuple(hidden)}, wanted one width for all residual blocks")
         if adjacency is None:

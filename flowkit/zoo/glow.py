@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.arguments import count, image_shape
+from flowkit.arguments import count, image_shape, vector_size
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling, FromContext, LUConv1x1, Permute, ScaleShift, Squeeze
 from flowkit.distribution import Distribution
 from flowkit.distributions import Normal
@@ -22,7 +22,6 @@ from flowkit.maps import Additive, Affine
 from flowkit.nets import ConvNet, ZeroConv2d
 from flowkit.surjections import Slice, UniformDequantizer
 from flowkit.transform import Chain, Map, Transform
-from flowkit.zoo.nice import vector_size
 
 __all__ = ["glow"]
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from flowkit.arguments import count, vector_size
 from flowkit.bijectors import Autoregressive, BatchNorm
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
 from flowkit.maps import Affine
 from flowkit.nets import MADE
 from flowkit.transform import Chain, Transform
-from flowkit.zoo.context import width_of
 
 __all__ = ["iaf", "maf"]
 
@@ -72,7 +72,8 @@ def maf(
     >>> flow.log_prob(torch.zeros(3, 4), torch.zeros(3, 2)).shape, flow.sample((5,), torch.zeros(3, 2)).shape
     (torch.Size([3]), torch.Size([5, 3, 4]))
     """
-    context = width_of("maf", context_shape)
+    context = vector_size("maf", context_shape)
+    transforms = count("maf", "transforms", transforms)
 
     def step(number: int) -> Chain:
         parts: dict[str, Transform] = {"made": layer(features, number, hidden, context, nn.ReLU)}
@@ -119,6 +120,7 @@ def iaf(
     >>> torch.allclose(flow.log_prob(x), log_prob, atol=1e-5)
     True
     """
-    context = width_of("iaf", context_shape)
+    context = vector_size("iaf", context_shape)
+    transforms = count("iaf", "transforms", transforms)
     steps = (layer(features, number, hidden, context, nn.ELU) for number in range(transforms))
     return Flow(Chain(*steps).inv, Normal((features,)), context_shape=context_shape)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from flowkit.arguments import count
+from flowkit.arguments import count, vector_size
 from flowkit.bijectors import Coupling, Elementwise, Flip, Permute
 from flowkit.distributions import Logistic, Normal
 from flowkit.flow import Flow
@@ -90,16 +90,3 @@ def nice(
     parts["couplings"] = Chain(*(step(features, hidden, context) for _ in range(couplings)))
     parts["rescale"] = Elementwise(Scale(), (features,))
     return Flow(Chain(**parts), priors[base]((features,)), context_shape=context_shape)
-
-
-def vector_size(part: str, context_shape: Sequence[int] | None) -> int:
-    """The size of a context vector; 0 for none.
-
-    Raises:
-        ValueError: for a context that is no vector.
-    """
-    if context_shape is None:
-        return 0
-    if len(context_shape) != 1:
-        raise ValueError(f"{part}: context_shape is {tuple(context_shape)}, wanted (size,), or None")
-    return count(part, "context_shape", context_shape[0])

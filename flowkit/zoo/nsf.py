@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from flowkit.arguments import count, vector_size
 from flowkit.bijectors import Autoregressive, Coupling, LULinear, Permute
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
 from flowkit.maps import RationalQuadratic
 from flowkit.nets import MADE, MLP
 from flowkit.transform import Bijector, Chain
-from flowkit.zoo.context import width_of
 
 __all__ = ["nsf"]
 
@@ -63,9 +63,9 @@ def nsf(
     >>> torch.allclose(flow.log_prob(x), log_prob, atol=1e-4)
     True
     """
-    if features < 2 and not autoregressive:
-        raise ValueError(f"nsf: features is {features}, wanted at least 2 for couplings")
-    context = width_of("nsf", context_shape)
+    features = count("nsf", "features", features, 1 if autoregressive else 2)
+    transforms = count("nsf", "transforms", transforms)
+    context = vector_size("nsf", context_shape)
 
     def spline() -> Bijector:
         """The conditioner is a residual net, section 5.1."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import count, image_shape
+from flowkit.arguments import count, image_shape, vector_size
 from flowkit.bijectors import BatchNorm, Coupling, Flip, Logit, PairCheckerboard, Permute, Squeeze
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
@@ -20,7 +20,7 @@ from flowkit.maps import Affine
 from flowkit.nets import MLP, ResidualConvNet
 from flowkit.surjections import Slice, UniformDequantizer
 from flowkit.transform import Chain, Transform, within
-from flowkit.zoo.nice import odd_and_even, vector_size
+from flowkit.zoo.nice import odd_and_even
 
 __all__ = ["realnvp", "realnvp_tabular"]
 

@@ -99,11 +99,13 @@ def test_it_learns_what_no_normal_is(name):
 
 @pytest.mark.parametrize(("name", "model"), [("maf", fk.zoo.maf), ("iaf", fk.zoo.iaf), ("nsf", fk.zoo.nsf)])
 def test_what_makes_no_model_is_refused(name, model):
-    with pytest.raises(ValueError, match=rf"{name}: context_shape is \(3, 4\), wanted \(C,\)"):
+    with pytest.raises(ValueError, match=rf"{name}: context_shape is \(3, 4\), wanted \(size,\)"):
         model(2, context_shape=(3, 4))
+    with pytest.raises(ValueError, match=f"{name}: transforms is 0, wanted a whole number of at least 1"):
+        model(2, transforms=0)
 
 
 def test_a_coupling_needs_two_features():
-    with pytest.raises(ValueError, match="nsf: features is 1, wanted at least 2"):
+    with pytest.raises(ValueError, match="nsf: features is 1, wanted a whole number of at least 2"):
         fk.zoo.nsf(1)
     assert fk.zoo.nsf(1, hidden=(8,), autoregressive=True).sample((3,)).shape == (3, 1)
