@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from flowkit.bijectors.autoregressive import Autoregressive
 from flowkit.distribution import Distribution, as_shape, drawn_with
 from flowkit.errors import NotExact, ShapeError
+from flowkit.summary import Summary, summarize
 from flowkit.transform import Map, Transform, run_forward, run_inverse
 
 __all__ = ["Flow"]
@@ -73,6 +74,7 @@ class Flow(Distribution):
             raise ValueError("Flow: context_net or a conditional base needs context_ndim or context_shape")
         self.transform, self.base, self.context_net = transform, base, context_net
         self.context_ndim = context_ndim
+        self._context_shape = None if context_shape is None else torch.Size(context_shape)
         self.has_rsample = base.has_rsample
         # Fixed at construction, as the sums of a chain are; a base put in its place later is of the same kind.
         self._latent_shape, self._base_takes_context = base.event_shape, base.context_ndim is not None
@@ -179,6 +181,94 @@ class Flow(Distribution):
         x, term = run_inverse(self.transform, z, context, generator)
         return x, log_prob - self._sum(term)
 
+    def summary(
+        self,
+        event_shape: int | Sequence[int] | None = None,
+        *,
+        x: Tensor | None = None,
+        samples: int | None = None,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        repeats: int = 3,
+    ) -> Summary:
+        """A table with a row for each layer: `print(flow.summary())`.
+
+        Without data it has shapes and parameters; no arithmetic is done, and parameters may be on the meta device.
+        With data it also has each layer's share of log_prob, its time there and on the way back, and the memory it
+        holds for backward, measured in the mode (train or eval) in which the flow stands. Buffers stay as they were.
+
+        Args:
+            event_shape: shape of one x, which is checked; None for what the base says.
+            x: data to measure on: (*batch, *event).
+            samples: in place of x, the number of samples of the flow itself, for each context, to measure on.
+            context: as for `log_prob`; in its absence, a conditional flow is given ones.
+            generator: for the noise.
+            repeats: runs of which the median time is taken.
+
+        Raises:
+            ShapeError: if `event_shape` is not the flow's, or a conditional flow made without `context_shape` is
+                given no context.
+            ValueError: for x and samples together, no example, no run, or data for parameters on the meta device.
+
+        >>> import torch, flowkit as fk
+        >>> flow = fk.Flow(fk.Chain(scale=fk.ActNorm((2,)), mix=fk.LULinear(2)), fk.Normal((2,)))
+        >>> print(flow.summary())
+        Flow over events (2,); log_prob is exact
+        <BLANKLINE>
+        layer            in  parameters  own
+        ------------------------------------
+        transform Chain   2          10
+          scale ActNorm   2           4    4
+          mix LULinear    2           6    6
+        base Normal       2
+        ------------------------------------
+        total             2          10   10
+        <BLANKLINE>
+        A layer's figures contain those of the layers in it.
+        >>> report = flow.summary(x=torch.zeros(5, 2))
+        >>> report["transform.mix"].log_term, report["base"].log_term_deviation, round(report.total.bits_per_dim, 3)
+        (0.0, 0.0, 1.326)
+        """
+        if x is not None and samples is not None:
+            raise ValueError("Flow.summary: x and samples are given, wanted one of them or neither")
+        if samples is not None and samples < 1:
+            raise ValueError(f"Flow.summary: samples is {samples}, wanted at least 1")
+        if repeats < 1:
+            raise ValueError(f"Flow.summary: repeats is {repeats}, wanted at least 1")
+        like = self._like()
+        if context is None and self.context_ndim is not None:
+            known = torch.Size() if self.context_ndim == 0 else self._context_shape
+            if known is None:
+                raise ShapeError("Flow.summary: context is missing; this flow was made without context_shape")
+            context = torch.ones(known, dtype=self._context_dtype(like.dtype), device=like.device)
+        self._check_context(context)
+        shape, dtype = None, None
+        if context is not None and self.context_ndim is not None:
+            shape, dtype = context.shape[context.ndim - self.context_ndim :], context.dtype
+
+        def trace(watch: Callable[[], AbstractContextManager[Any]]) -> torch.Size:
+            event = self._trace(shape, dtype, watch)
+            assert event is not None
+            if event_shape is not None and as_shape(event_shape) != event:
+                raise ShapeError(f"Flow.summary: event_shape is {tuple(as_shape(event_shape))}, wanted {tuple(event)}")
+            return event
+
+        if x is None and samples is None:
+            return summarize(self, trace)
+        if like.device.type == "meta":
+            raise ValueError("Flow.summary: parameters on the meta device have no values; give neither x nor samples")
+        if x is None:
+            x = self.sample(samples or 1, context, generator=generator)
+        data, z = x, self.to_latent(x, context, generator=generator).detach()
+        return summarize(
+            self,
+            trace,
+            log_prob=lambda: self.log_prob(data, context, generator=generator),
+            from_latent=lambda: self.from_latent(z, context, generator=generator),
+            data=[data] if context is None else [data, context],
+            repeats=repeats,
+        )
+
     def _sum(self, term: Tensor) -> Tensor:
         extra = len(self._latent_shape) - self.transform.out_ndim
         return term.sum(tuple(range(-extra, 0))) if extra else term
@@ -241,21 +331,35 @@ class Flow(Distribution):
         shape = shape + batch
         return shape, encoded.expand((*shape, *encoded.shape[len(batch) :]))
 
-    def _trace(self, context_shape: Sequence[int] | None) -> torch.Size | None:
+    def _trace(
+        self,
+        context_shape: Sequence[int] | None,
+        context_dtype: torch.dtype | None = None,
+        watch: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> torch.Size | None:
         """The shape of x, by a backwards run of the base's event on fake tensors; no arithmetic is done."""
         if self.context_ndim is not None and context_shape is None:
             return None
-        like = next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), torch.empty(()))
+        like = self._like()
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake, torch.no_grad(), _arithmetic_passed_by(self.transform):
             options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
             # One batch dim: it shows a part that mistakes it for its event.
             z = torch.empty(1, *self._latent_shape, **options)
             context = None if context_shape is None else torch.empty(1, *context_shape, **options)
-            if self.context_ndim == 0 and self.context_net is not None and context is not None:
-                context = context.long()  # labels
-            z, context = self._with_context("z", z, context)
-            return run_inverse(self.transform, z, context, None)[0].shape[1:]
+            if context is not None:
+                context = context.to(context_dtype or self._context_dtype(like.dtype))
+            with watch():
+                z, context = self._with_context("z", z, context)
+                return run_inverse(self.transform, z, context, None)[0].shape[1:]
+
+    def _like(self) -> Tensor:
+        """A tensor with the dtype and device of this flow."""
+        return next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), torch.empty(()))
+
+    def _context_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """That of a context nobody has seen: a net that reads single numbers reads labels."""
+        return torch.int64 if self.context_ndim == 0 and self.context_net is not None else dtype
 
     def extra_repr(self) -> str:
         kind = "exact" if self.exact else "lower bound"

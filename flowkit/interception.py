@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,21 +13,30 @@ __all__ = ["intercepted"]
 
 @contextmanager
 def intercepted(
-    modules: list[nn.Module],
+    modules: Iterable[nn.Module],
     before: Callable[[nn.Module, tuple[Any, ...], bool], None] | None = None,
     after: Callable[[nn.Module, tuple[Any, ...], Any, bool], None] | None = None,
+    methods: Sequence[str] = ("forward", "inverse"),
 ) -> Iterator[None]:
     """While the context lasts, `before(module, arguments, inverse)` and `after(module, arguments, result, inverse)`.
 
-    PyTorch's hooks fire on `__call__` alone, and layers also run by `.inverse`.
+    PyTorch's hooks fire on `__call__` alone, and layers also run by `.inverse`, distributions by `.log_prob`. Contexts
+    nest, and the inner one is called nearer to the module. A call that raises is not followed by `after`.
     """
     with ExitStack() as stack:
         for module in modules:
-            for name in ("forward", "inverse"):
+            for name in methods:
                 if hasattr(type(module), name):
+                    stack.callback(_restore, module, name, module.__dict__.get(name))
                     module.__dict__[name] = _watched(module, name, before, after)
-                    stack.callback(module.__dict__.pop, name)
         yield
+
+
+def _restore(module: nn.Module, name: str, previous: Any) -> None:
+    if previous is None:
+        del module.__dict__[name]
+    else:
+        module.__dict__[name] = previous
 
 
 def _watched(module: nn.Module, name: str, before: Any, after: Any) -> Callable[..., Any]:

@@ -150,6 +150,13 @@ class Map(Bijector):
             )
         return params
 
+    def named_params(self, params: Tensor) -> dict[str, Tensor]:
+        """The parameters by their names, as the formula of the map has them; for reports, not for the way there.
+
+        Each has the shape of the elements, or that and one dim more. A map that does not say has one name for all.
+        """
+        return {"params": params}
+
 
 class Inverse(Transform):
     """A layer turned round: its forward is the other's inverse.

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-__all__ = ["solve_increasing"]
+from flowkit.functional.eager import values_at_hand
+
+__all__ = ["Solve", "recorded_solves", "solve_increasing"]
+
+
+class Solve(NamedTuple):
+    """What one call of a solver did, element by element.
+
+    Attributes:
+        iterations: evaluations until the element had converged, all of them if it did not: (N,), int64.
+        converged: (N,), bool.
+    """
+
+    iterations: Tensor
+    converged: Tensor
+
+
+_record: ContextVar[list[Solve] | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded_solves() -> Iterator[list[Solve]]:
+    """While the context lasts, solvers of this thread append what they did to the list it gives.
+
+    Compiled ones, and those under `vmap` or on fake tensors, record nothing. Of nested contexts the inner one records.
+    """
+    solves: list[Solve] = []
+    token = _record.set(solves)
+    try:
+        yield solves
+    finally:
+        _record.reset(token)
 
 
 def solve_increasing(
@@ -51,11 +85,15 @@ def solve_increasing(
     """
     if torch.compiler.is_compiling() and not compact:
         return _compiled(function, target, lower, upper, start, resolution, arguments, iterations)
+    record = _record.get()
+    solve = None if record is None or not values_at_hand(target) else _unsolved(target)
     x, step = start, upper - lower
     solution, log_slopes, index = None, None, None  # all elements, and which of them are still at work
     for iteration in range(iterations):
         value, log_slope = function(x, *arguments)
         moved, lower, upper, done = _advance(x, value, log_slope, step, target, lower, upper, resolution)
+        if solve is not None:
+            _count(solve, index, done)
         if iteration == iterations - 1:
             break
         if compact:
@@ -74,6 +112,8 @@ def solve_increasing(
                 arguments = tuple(t.index_select(-1, keep) for t in arguments)
         step = (moved - x).abs()
         x = moved
+    if record is not None and solve is not None:
+        record.append(solve)
     if solution is None or log_slopes is None or index is None:
         return x, log_slope
     solution[index], log_slopes[index] = x, log_slope
@@ -136,3 +176,14 @@ def _compiled(
     state = (begin, go_on, start, start.clone(), torch.zeros_like(start), upper - lower, lower, upper)
     _, _, _, x, log_slope, *_ = while_loop(at_work, body, state)
     return x, log_slope
+
+
+def _unsolved(target: Tensor) -> Solve:
+    return Solve(torch.zeros_like(target, dtype=torch.int64), torch.zeros_like(target, dtype=torch.bool))
+
+
+def _count(solve: Solve, index: Tensor | None, done: Tensor) -> None:
+    """One more evaluation of the elements at `index`, all of them for None: those that had not converged before it."""
+    at = slice(None) if index is None else index
+    solve.iterations[at] += ~solve.converged[at]
+    solve.converged[at] = done

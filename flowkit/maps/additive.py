@@ -36,6 +36,9 @@ class Additive(Map):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return z - self.parameters_for(z, context).squeeze(-1), _zero(z)
 
+    def named_params(self, params: Tensor) -> dict[str, Tensor]:
+        return {"shift": params.squeeze(-1)}
+
 
 def _zero(value: Tensor) -> Tensor:
     return torch.zeros_like(value, dtype=log_term_dtype(value.dtype))

@@ -57,5 +57,9 @@ class Affine(Map):
         log_scale = self._log_scale(raw)
         return (z - shift) * (-log_scale).exp(), -log_scale.to(log_term_dtype(z.dtype))
 
+    def named_params(self, params: Tensor) -> dict[str, Tensor]:
+        raw, shift = params.unbind(-1)
+        return {"log_scale": self._log_scale(raw), "shift": shift}
+
     def extra_repr(self) -> str:
         return "" if self.log_scale_bound is None else f"log_scale_bound={self.log_scale_bound}"

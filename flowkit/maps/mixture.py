@@ -50,5 +50,10 @@ class Mixture(Map):
         x, log_slope = self._cdf_inverse(y, *mixture)
         return x, log_slope.to(log_term_dtype(z.dtype)) + log_scale
 
+    def named_params(self, params: Tensor) -> dict[str, Tensor]:
+        affine, mixture = self._split(params)
+        named = dict(zip(("logits", "means", "log_scales"), mixture, strict=True))
+        return {**named, **self.affine.named_params(affine)}
+
     def extra_repr(self) -> str:
         return f"components={self.components}"

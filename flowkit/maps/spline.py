@@ -108,6 +108,9 @@ class RationalQuadratic(Map):
     def _turned(self, value: Tensor, shift: Tensor) -> Tensor:
         return wrap(value + shift.squeeze(-1), self.lower, self.upper)[0] if self.shift else value
 
+    def named_params(self, params: Tensor) -> dict[str, Tensor]:
+        return dict(zip(("widths", "heights", "slopes"), params.split(self._sizes, dim=-1), strict=True))
+
     @property
     def _options(self) -> dict[str, Any]:
         return {
