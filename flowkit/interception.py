@@ -17,18 +17,20 @@ def intercepted(
     before: Callable[[nn.Module, tuple[Any, ...], bool], None] | None = None,
     after: Callable[[nn.Module, tuple[Any, ...], Any, bool], None] | None = None,
     methods: Sequence[str] = ("forward", "inverse"),
+    failed: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[None]:
     """While the context lasts, `before(module, arguments, inverse)` and `after(module, arguments, result, inverse)`.
 
-    PyTorch's hooks fire on `__call__` alone, and layers also run by `.inverse`, distributions by `.log_prob`. Contexts
-    nest, and the inner one is called nearer to the module. A call that raises is not followed by `after`.
+    PyTorch's hooks fire on `__call__` alone, and layers also run by `.inverse`, distributions by `.log_prob`. Keyword
+    arguments come after the positional ones. `failed(module)` stands in place of `after` where the call, or one of the
+    two functions, raises. Contexts nest, and the inner one is called nearer to the module.
     """
     with ExitStack() as stack:
         for module in modules:
             for name in methods:
                 if hasattr(type(module), name):
                     stack.callback(_restore, module, name, module.__dict__.get(name))
-                    module.__dict__[name] = _watched(module, name, before, after)
+                    module.__dict__[name] = _watched(module, name, before, after, failed)
         yield
 
 
@@ -39,15 +41,21 @@ def _restore(module: nn.Module, name: str, previous: Any) -> None:
         module.__dict__[name] = previous
 
 
-def _watched(module: nn.Module, name: str, before: Any, after: Any) -> Callable[..., Any]:
+def _watched(module: nn.Module, name: str, before: Any, after: Any, failed: Any) -> Callable[..., Any]:
     run = getattr(module, name)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if before is not None:
-            before(module, args, name == "inverse")
-        result = run(*args, **kwargs)
-        if after is not None:
-            after(module, args, result, name == "inverse")
+        given = (*args, *kwargs.values())
+        try:
+            if before is not None:
+                before(module, given, name == "inverse")
+            result = run(*args, **kwargs)
+            if after is not None:
+                after(module, given, result, name == "inverse")
+        except BaseException:
+            if failed is not None:
+                failed(module)
+            raise
         return result
 
     return watched

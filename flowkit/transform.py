@@ -222,7 +222,7 @@ class Chain(Transform):
                 raise TypeError(f"Chain: part {name} is a {type(part).__name__}, wanted Transforms: Chain(one, two)")
             if hasattr(self, name):
                 raise ValueError(f"Chain: {name!r} cannot name a part, it is an attribute of every chain")
-            self.add_module(name, part)
+            super().add_module(name, part)
         self._extra = self._event_dims(every)
         self.stochastic_forward = any(part.stochastic_forward for part in every.values())
         self.stochastic_inverse = any(part.stochastic_inverse for part in every.values())
@@ -284,6 +284,14 @@ class Chain(Transform):
         if name in self.__dict__.get("_modules", ()):
             raise AttributeError(f"{self.path}: parts are not assigned; chain.replace({name}=...) gives a new chain")
         super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Refused: parts are those of the construction.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(f"{self.path}: parts are not added; Chain(...) with {name} among them makes a new chain")
 
     def __delattr__(self, name: str) -> None:
         if name in self.__dict__.get("_modules", ()):
@@ -358,10 +366,14 @@ def _whole(transform: Transform) -> bool:
 def _supports(
     parts: dict[str, Transform],
 ) -> tuple[constraints.Constraint | None, constraints.Constraint | None]:
-    """Domain and codomain of a chain; a part whose domain does not hold what reaches it is refused by name."""
+    """Domain and codomain of a chain; parts that do not fit, in either direction, are refused by name.
+
+    Backwards too, what a part gives must lie where the part before it takes values. A domain of all reals says nothing
+    of that: as far as it tells, the part may keep to an interval. A dequantizer takes any real back.
+    """
     domain: constraints.Constraint | None = None
     reached: constraints.Constraint | None = None
-    source = ""
+    source, takes_all = "", False
     for name, part in parts.items():
         if part.domain is not None:
             domain = part.domain if domain is None and reached is None else domain
@@ -370,8 +382,15 @@ def _supports(
                     f"Chain: {name} ({type(part).__name__}) takes values in {part.domain}, "
                     f"but {source} gives values in {reached}"
                 )
+            unsaid = takes_all or str(part.domain) == str(constraints.real)
+            if reached is not None and not unsaid and not _fits(part.domain, reached):
+                raise DomainError(
+                    f"Chain: on the way back, {name} ({type(part).__name__}) gives values in {part.domain}, "
+                    f"but {source} takes values in {reached}"
+                )
         if part.codomain is not None:
             reached, source = part.codomain, f"{name} ({type(part).__name__})"
+            takes_all = part.stochastic_forward
     return domain, reached
 
 
