@@ -109,8 +109,9 @@ class _Validation:
         outer = self.running[-1] if self.running else None
         batch = self.batch_of(part, args, inverse, None if outer is None else outer.batch)
         path = self._path(part)
-        if isinstance(part, Map) and outer is not None and not isinstance(outer.module, Chain | Inverse):
-            path = f"{outer.path}.{path.rpartition('.')[2]}"  # several schemes may share a map
+        scheme = next((c for c in reversed(self.running) if isinstance(c.module, Transform)), None)
+        if isinstance(part, Map) and scheme is not None and not isinstance(scheme.module, Chain | Inverse):
+            path = f"{scheme.path}.{path.rpartition('.')[2]}"  # several schemes may share a map
         call = _Call(part, args, inverse, batch, path)
         self.running.append(call)
         if isinstance(part, Chain | Inverse):
@@ -341,7 +342,7 @@ class Certificate:
     def worst(self) -> tuple[int, ...]:
         """The example with the largest residual."""
         call = max(self._closest, key=lambda call: _largest(call.residual))
-        flat = call.residual.nan_to_num(nan=math.inf).flatten()
+        flat = call.residual.nan_to_num(nan=math.inf, posinf=math.inf).flatten()
         index = torch.unravel_index(flat.argmax(), call.residual.shape) if flat.numel() else ()
         return tuple(int(i) for i in index)[: call.batch]
 
@@ -550,7 +551,7 @@ def _certified(
         largest = (t.abs().amax(tuple(range(-n, 0))) for t, n in ((z, part.out_ndim), (x, part.in_ndim)))
         of_z, of_x = (t.reshape(*t.shape, *[1] * part.out_ndim) for t in largest)
         size = of_z + of_x * max(slope, 1.0)
-    residual = (error / (torch.finfo(z.dtype).eps * (1 + size))).nan_to_num(nan=math.inf)
+    residual = (error / (torch.finfo(z.dtype).eps * (1 + size))).nan_to_num(nan=math.inf, posinf=math.inf)
     iterations, converged = None, None
     if ran:
         iterations = torch.cat([solve.iterations for solve in ran])
@@ -561,4 +562,4 @@ def _certified(
 
 
 def _largest(value: Tensor) -> float:
-    return value.nan_to_num(nan=math.inf).max().item() if value.numel() else 0.0
+    return value.nan_to_num(nan=math.inf, posinf=math.inf).max().item() if value.numel() else 0.0

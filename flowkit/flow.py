@@ -259,12 +259,13 @@ class Flow(Distribution):
             raise ValueError("Flow.summary: parameters on the meta device have no values; give neither x nor samples")
         if x is None:
             x = self.sample(samples or 1, context, generator=generator)
-        data, z = x, self.to_latent(x, context, generator=generator).detach()
+        data = x
         return summarize(
             self,
             trace,
             log_prob=lambda: self.log_prob(data, context, generator=generator),
-            from_latent=lambda: self.from_latent(z, context, generator=generator),
+            to_latent=lambda: self.to_latent(data, context, generator=generator),
+            from_latent=lambda z: self.from_latent(z, context, generator=generator),
             data=[data] if context is None else [data, context],
             repeats=repeats,
         )

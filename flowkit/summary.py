@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -183,7 +184,8 @@ def summarize(
     trace: Callable[[Callable[[], Any]], torch.Size],
     *,
     log_prob: Callable[[], Tensor] | None = None,
-    from_latent: Callable[[], Any] | None = None,
+    to_latent: Callable[[], Tensor] | None = None,
+    from_latent: Callable[[Tensor], Any] | None = None,
     data: Sequence[Tensor] = (),
     repeats: int = 3,
 ) -> Summary:
@@ -193,7 +195,7 @@ def summarize(
         flow: its layers are listed.
         trace: runs it from latent to data on fake tensors with one batch dim, and gives the shape of one x; what it is
             given opens a context around the run.
-        log_prob, from_latent: run it on data, and back on their latents; None for shapes and parameters alone.
+        log_prob, to_latent, from_latent: run it on data, and back on latents; None for shapes and parameters alone.
         data: what the caller holds anyway, and no memory of the backward pass.
         repeats: runs whose median time is given.
     """
@@ -217,13 +219,15 @@ def summarize(
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
     )
     notes = ["A layer's figures contain those of the layers in it."]
-    if log_prob is not None and from_latent is not None:
+    if log_prob is not None and to_latent is not None and from_latent is not None:
         device = next((t.device for t in [*data, *parameters]), torch.device("cpu"))
         kept = {name: buffer.clone() for name, buffer in flow.named_buffers()}
         try:
-            measured = _measured(
-                every, log_prob, from_latent, [*data, *flow.parameters(), *flow.buffers()], repeats, device
-            )
+            with torch.no_grad():
+                z = to_latent()
+            held = [*data, *flow.parameters(), *flow.buffers()]
+            back = functools.partial(from_latent, z)
+            measured = _measured(every, log_prob, back, held, repeats, device)
         finally:
             with torch.no_grad():  # a batch norm moves its averages
                 for name, buffer in flow.named_buffers():

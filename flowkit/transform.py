@@ -368,8 +368,9 @@ def _supports(
 ) -> tuple[constraints.Constraint | None, constraints.Constraint | None]:
     """Domain and codomain of a chain; parts that do not fit, in either direction, are refused by name.
 
-    Backwards too, what a part gives must lie where the part before it takes values. A domain of all reals says nothing
-    of that: as far as it tells, the part may keep to an interval. A dequantizer takes any real back.
+    Backwards too, what a part gives must lie where the part before it takes values. Of that a domain tells if it is an
+    interval, which the part fills. In all reals or a half-line it may keep to a smaller set, as a power does to the
+    unit interval. A dequantizer takes any real back.
     """
     domain: constraints.Constraint | None = None
     reached: constraints.Constraint | None = None
@@ -382,8 +383,8 @@ def _supports(
                     f"Chain: {name} ({type(part).__name__}) takes values in {part.domain}, "
                     f"but {source} gives values in {reached}"
                 )
-            unsaid = takes_all or str(part.domain) == str(constraints.real)
-            if reached is not None and not unsaid and not _fits(part.domain, reached):
+            fills = hasattr(part.domain, "lower_bound") and hasattr(part.domain, "upper_bound")
+            if reached is not None and fills and not takes_all and not _fits(part.domain, reached):
                 raise DomainError(
                     f"Chain: on the way back, {name} ({type(part).__name__}) gives values in {part.domain}, "
                     f"but {source} takes values in {reached}"

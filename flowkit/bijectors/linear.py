@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
+from flowkit.arguments import whole
 from flowkit.errors import ShapeError
 from flowkit.functional.precision import full_precision, log_term_dtype
 from flowkit.transform import Bijector
@@ -175,9 +176,10 @@ def _columns(value: Tensor) -> Tensor:
 
 
 def _checked_features(part: str, features: int) -> int:
-    if features < 1:
-        raise ValueError(f"{part}: features is {features}, wanted at least 1")
-    return features
+    count = whole(features)
+    if count is None or count < 1:
+        raise ValueError(f"{part}: features is {features!r}, wanted a whole number of at least 1")
+    return count
 
 
 class LULinear(Linear):
@@ -209,7 +211,8 @@ class LULinear(Linear):
     """
 
     def __init__(self, features: int, bias: bool = True) -> None:
-        super().__init__(LU(_checked_features("LULinear", features)), features, bias)
+        features = _checked_features("LULinear", features)
+        super().__init__(LU(features), features, bias)
 
 
 class QRLinear(Linear):
@@ -242,7 +245,8 @@ class QRLinear(Linear):
     """
 
     def __init__(self, features: int, bias: bool = True) -> None:
-        super().__init__(QR(_checked_features("QRLinear", features)), features, bias)
+        features = _checked_features("QRLinear", features)
+        super().__init__(QR(features), features, bias)
 
 
 class HouseholderLinear(Linear):
@@ -275,11 +279,11 @@ class HouseholderLinear(Linear):
     """
 
     def __init__(self, features: int, reflections: int | None = None, bias: bool = True) -> None:
-        _checked_features("HouseholderLinear", features)
-        count = max(features - features % 2, 2) if reflections is None else reflections
-        if count < 2 or count % 2:
+        features = _checked_features("HouseholderLinear", features)
+        count = max(features - features % 2, 2) if reflections is None else whole(reflections)
+        if count is None or count < 2 or count % 2:
             raise ValueError(
-                f"HouseholderLinear: reflections is {count}, wanted an even number of at least 2: "
+                f"HouseholderLinear: reflections is {reflections!r}, wanted an even number of at least 2: "
                 "an odd one cannot start as the identity"
             )
         super().__init__(Reflections(features, count), features, bias)
@@ -316,7 +320,8 @@ class MatrixExpLinear(Linear):
     """
 
     def __init__(self, features: int, bias: bool = True) -> None:
-        super().__init__(Exponential(_checked_features("MatrixExpLinear", features)), features, bias)
+        features = _checked_features("MatrixExpLinear", features)
+        super().__init__(Exponential(features), features, bias)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

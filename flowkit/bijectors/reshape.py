@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from flowkit.arguments import whole
 from flowkit.errors import ShapeError
 from flowkit.functional import rearrange
 from flowkit.functional.precision import log_term_dtype
@@ -212,9 +213,10 @@ class Squeeze(Rearrangement):
 
     def __init__(self, factor: int = 2, color_fastest: bool = False) -> None:
         super().__init__()
-        if factor < 2:
-            raise ValueError(f"Squeeze: factor is {factor}, wanted at least 2")
-        self.factor, self.color_fastest = factor, color_fastest
+        count = whole(factor)
+        if count is None or count < 2:
+            raise ValueError(f"Squeeze: factor is {factor!r}, wanted a whole number of at least 2")
+        self.factor, self.color_fastest = count, color_fastest
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check_event("x", x, (None, None, None))
@@ -250,9 +252,7 @@ class Flip(Rearrangement):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim >= 0:
-            raise ValueError(f"Flip: dim is {dim}, wanted negative, counted from the right")
-        self.dim = dim
+        self.dim = dim = _checked_dim("Flip", dim)
         self.in_ndim = self.out_ndim = -dim
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -296,12 +296,12 @@ class Permute(Rearrangement):
 
     def __init__(self, order: Sequence[int] | Tensor, dim: int = -1) -> None:
         super().__init__()
-        if dim >= 0:
-            raise ValueError(f"Permute: dim is {dim}, wanted negative, counted from the right")
-        listed = order.tolist() if isinstance(order, Tensor) else list(order)
-        if not listed or sorted(listed) != list(range(len(listed))):
-            raise ValueError(f"Permute: order is {listed}, wanted each of 0 to {len(listed) - 1} once")
-        self.dim = dim
+        self.dim = dim = _checked_dim("Permute", dim)
+        given = order.tolist() if isinstance(order, Tensor) else order
+        listed = [whole(place) for place in given] if isinstance(given, Iterable) else []
+        if not listed or set(listed) != set(range(len(listed))):
+            wanted = f"each of 0 to {len(listed) - 1} once" if listed else "a list of places"
+            raise ValueError(f"Permute: order is {given!r}, wanted {wanted}")
         self.in_ndim = self.out_ndim = -dim
         self.register_buffer("order", torch.tensor(listed))
 
@@ -318,3 +318,10 @@ class Permute(Rearrangement):
 
     def extra_repr(self) -> str:
         return f"{len(self.order)} elements, dim={self.dim}"
+
+
+def _checked_dim(part: str, dim: int) -> int:
+    axis = whole(dim)
+    if axis is None or axis >= 0:
+        raise ValueError(f"{part}: dim is {dim!r}, wanted a negative whole number, counted from the right")
+    return axis

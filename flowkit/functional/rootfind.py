@@ -35,7 +35,7 @@ _record: ContextVar[list[Solve] | None] = ContextVar("record", default=None)
 def recorded_solves() -> Iterator[list[Solve]]:
     """While the context lasts, solvers of this thread append what they did to the list it gives.
 
-    Compiled ones, and those under `vmap` or on fake tensors, record nothing. Of nested contexts the inner one records.
+    Compiled ones, and those on fake tensors, record nothing. Of nested contexts the inner one records.
     """
     solves: list[Solve] = []
     token = _record.set(solves)
