@@ -203,7 +203,7 @@ class Flow(Distribution):
             samples: in place of x, the number of samples of the flow itself, for each context, to measure on.
             context: as for `log_prob`; in its absence, a conditional flow is given ones.
             generator: for the noise.
-            repeats: runs of which the median time is taken.
+            repeats: runs, of which the fastest gives the times.
 
         Raises:
             ShapeError: if `event_shape` is not the flow's, or a conditional flow made without `context_shape` is

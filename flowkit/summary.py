@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 import time
 import weakref
 from collections import defaultdict
@@ -41,7 +40,7 @@ class Row:
         log_term: mean over the examples of its share of the log-likelihood, in nats.
         log_term_deviation: standard deviation of that over the examples.
         bits_per_dim: its share of `flowkit.metrics.bits_per_dim`: -log_term / (D log 2), D elements in an event.
-        forward_ms, inverse_ms: time from data to latent and back, for the whole batch, median of some runs.
+        forward_ms, inverse_ms: time from data to latent and back, for the whole batch, in the fastest of some runs.
         iterations: the mean number of iterations of an element whose inverse is found by a search.
         most_iterations: the largest such number.
         saved_bytes: memory held for the backward pass, per example, without parameters, buffers and data. What
@@ -197,7 +196,7 @@ def summarize(
             given opens a context around the run.
         log_prob, to_latent, from_latent: run it on data, and back on latents; None for shapes and parameters alone.
         data: what the caller holds anyway, and no memory of the backward pass.
-        repeats: runs whose median time is given.
+        repeats: runs, of which the fastest gives the times.
     """
     every = layers(flow)
     rows = dict(zip(every, _counted(every), strict=True))
@@ -243,7 +242,7 @@ def summarize(
         notes += [
             f"log-term: share of log_prob in nats, mean ± deviation over {example}; bits/dim: -log-term / (D log 2), "
             f"D = {dims:,}.",
-            f"ms: time of log_prob and of from_latent for all {example}, median of {repeats} runs ({device}{threads}).",
+            f"ms: time of log_prob and of from_latent for all {example}, fastest of {repeats} runs ({device}{threads}).",
             "saved: memory held for backward per example, without parameters and data.",
         ]
         if any(row.iterations is not None for row in rows.values()):
@@ -488,7 +487,7 @@ def _measured(
 def _timed(
     every: Sequence[Layer], run: Callable[[], Any], repeats: int, device: torch.device
 ) -> dict[Layer | None, float]:
-    """Median seconds in every layer that ran, and in all."""
+    """Seconds in every layer that ran, and in all, in the fastest run: those of one run add up, medians do not."""
     runs: list[dict[Layer | None, float]] = []
     for _ in range(repeats):
         clock = _Clock(device)
@@ -497,4 +496,4 @@ def _timed(
             run()
         clock.seconds[None] = clock.now() - start
         runs.append(clock.seconds)
-    return {layer: statistics.median(seconds[layer] for seconds in runs) for layer in runs[0]}
+    return min(runs, key=lambda seconds: seconds[None])

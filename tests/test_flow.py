@@ -270,6 +270,31 @@ def test_parts_are_not_deleted():
         fk.Chain(training=fk.Logit())
 
 
+def test_parts_are_not_added():
+    chain = fk.Chain(logit=fk.Logit(0.05))
+    for add in (chain.add_module, chain.register_module):
+        with pytest.raises(AttributeError, match=r"Chain: parts are not added; Chain\(\.\.\.\) with norm among them"):
+            add("norm", fk.ActNorm((2,)))
+    assert len(chain) == 1
+
+
+def test_an_interval_must_fit_on_the_way_back_too():
+    # A logit with a margin gives back values on both sides of the unit interval.
+    for parts in [(fk.Sigmoid(), fk.Logit(0.1)), (fk.Chain(fk.Sigmoid()), fk.Flip(-1), fk.Logit(0.1))]:
+        pattern = (
+            r"on the way back, \d \(Logit\) gives values in Interval\(lower_bound=-0.125.* but 0 \(\w+\) takes values"
+        )
+        with pytest.raises(fk.DomainError, match=pattern):
+            fk.Chain(*parts)
+    with pytest.raises(fk.DomainError, match="takes values in"):
+        fk.Chain(fk.Logit(0.1).inv, fk.Sigmoid().inv)  # the same, turned round
+    fk.Chain(fk.Sigmoid(), fk.Logit())
+    # A dequantizer takes back what is outside, with minus infinity.
+    fk.Chain(fk.Chain(fk.UniformDequantizer(4)), fk.Logit(0.1))
+    # A half-line and all reals say nothing: a power keeps to the unit interval.
+    fk.Chain(fk.Sigmoid(), fk.Power(2.0))
+
+
 def test_validation_mode_sees_infinite_latents_of_finite_data():
     flow = fk.Flow(fk.Chain(logit=fk.Logit()), fk.Normal(2))
     with fk.debugging.validation(flow), pytest.raises(fk.DomainError, match=r"transform.logit: z is -inf"):

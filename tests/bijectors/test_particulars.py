@@ -1,6 +1,7 @@
 """What is particular to single bijectors: floors, digits near an edge, which elements meet."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -112,3 +113,34 @@ def test_parameters_of_a_map_are_never_broadcast():
         mix(torch.zeros(3), torch.zeros(1, 8))
     with pytest.raises(fk.ShapeError, match="context is missing"):
         mix(torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fk.Permute(3), "Permute: order is 3, wanted a list of places"),
+        (lambda: fk.Permute(((0, 1), (1, 0))), "Permute: order is ((0, 1), (1, 0)), wanted each of 0 to 1 once"),
+        (lambda: fk.Permute([0.0, 1.0]), "Permute: order is [0.0, 1.0], wanted each of 0 to 1 once"),
+        (lambda: fk.Permute([0, 0]), "Permute: order is [0, 0], wanted each of 0 to 1 once"),
+        (lambda: fk.Permute([]), "Permute: order is [], wanted a list of places"),
+        (lambda: fk.Permute([0, 1], dim=(-1,)), "Permute: dim is (-1,), wanted a negative whole number"),
+        (lambda: fk.Flip(-1.0), "Flip: dim is -1.0, wanted a negative whole number"),
+        (lambda: fk.Flip(0), "Flip: dim is 0, wanted a negative whole number"),
+        (lambda: fk.Squeeze((2, 2)), "Squeeze: factor is (2, 2), wanted a whole number of at least 2"),
+        (lambda: fk.Squeeze(2.0), "Squeeze: factor is 2.0, wanted a whole number of at least 2"),
+        (lambda: fk.LULinear((3,)), "LULinear: features is (3,), wanted a whole number of at least 1"),
+        (lambda: fk.QRLinear(3.0), "QRLinear: features is 3.0, wanted a whole number of at least 1"),
+        (lambda: fk.MatrixExpLinear(True), "MatrixExpLinear: features is True, wanted a whole number of at least 1"),
+        (lambda: fk.HouseholderLinear(None), "HouseholderLinear: features is None, wanted a whole number"),
+        (lambda: fk.HouseholderLinear(4, 2.0), "HouseholderLinear: reflections is 2.0, wanted an even number"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    size = torch.tensor(3)
+    assert fk.LULinear(size).features == 3 and fk.Squeeze(torch.tensor(2)).factor == 2
+    assert fk.Permute(torch.tensor([1, 0])).order.tolist() == fk.Permute(range(1, -1, -1)).order.tolist() == [1, 0]
