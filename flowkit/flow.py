@@ -189,7 +189,7 @@ class Flow(Distribution):
         samples: int | None = None,
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
-        repeats: int = 3,
+        repeats: int = 5,
     ) -> Summary:
         """A table with a row for each layer: `print(flow.summary())`.
 

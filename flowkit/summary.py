@@ -186,7 +186,7 @@ def summarize(
     to_latent: Callable[[], Tensor] | None = None,
     from_latent: Callable[[Tensor], Any] | None = None,
     data: Sequence[Tensor] = (),
-    repeats: int = 3,
+    repeats: int = 5,
 ) -> Summary:
     """The summary of a flow; users call `Flow.summary`.
 
@@ -242,7 +242,8 @@ def summarize(
         notes += [
             f"log-term: share of log_prob in nats, mean ± deviation over {example}; bits/dim: -log-term / (D log 2), "
             f"D = {dims:,}.",
-            f"ms: time of log_prob and of from_latent for all {example}, fastest of {repeats} runs ({device}{threads}).",
+            f"ms: time of log_prob and of from_latent for all {example}, in the fastest of {repeats} runs "
+            f"({device}{threads}).",
             "saved: memory held for backward per example, without parameters and data.",
         ]
         if any(row.iterations is not None for row in rows.values()):
