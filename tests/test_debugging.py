@@ -391,12 +391,18 @@ def test_iterations_are_counted_for_each_element(compact):
 
 
 def test_recording_does_not_break_a_graph():
-    y, parameters = torch.linspace(-3, 3, 5), [torch.randn(5, 2) for _ in range(3)]
-    compiled = torch.compile(logit_mix_logistic_cdf_inverse, fullgraph=True, backend="aot_eager")
+    def root(target):
+        one = torch.ones_like(target)
+        return solve_increasing(
+            lambda x: (x.exp(), x), target, -9 * one, 9 * one, one, one, iterations=12, compact=False
+        )[0]
+
+    target = torch.linspace(0.1, 5, 7)
     with recorded_solves() as solves:
-        x, _ = compiled(y, *parameters)
-    assert not solves
-    torch.testing.assert_close(x, logit_mix_logistic_cdf_inverse(y, *parameters)[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.compile(root, fullgraph=True, backend="eager")(target), target.log())
+        assert not solves
+        root(target)
+    assert len(solves) == 1
 
 
 def test_interceptions_nest_and_say_when_a_call_fails():
