@@ -30,11 +30,12 @@ __all__ = ["Certificate", "Certificates", "InverseCall", "inverse_certificates",
 def validation(module: nn.Module) -> Iterator[None]:
     """While the context lasts, every transform, net and density in `module` checks what comes in and what goes out.
 
-    What comes into a transform must be free of NaN and lie in its domain (its codomain, on the way back). What it makes
-    of finite values must be finite; the log-term of a part that draws noise may be minus infinity. What a net gives
-    must be finite, and where it is not, the first module inside it that gave such a value is named. Gradients that are
-    computed inside the context are checked too, in the order in which backward reaches them: the first layer, net or
-    parameter whose gradient is not finite is named.
+    What comes into a transform must be free of NaN and, on the way to the latent, lie in its domain; on the way back a
+    value outside its codomain is named if nothing finite comes of it. What a transform makes of finite values must be
+    finite; the log-term of a part that draws noise may be minus infinity. What a net gives must be finite, and where it
+    is not, the first module inside it that gave such a value is named. Gradients that are computed inside the context
+    are checked too, in the order in which backward reaches them: the first layer, net or parameter whose gradient is
+    not finite is named.
 
     The message names the part, the example, the element and the value, the direction, and the ranges of the values and
     parameters from which it came. Elements of a map are counted in what the map saw: the second half, in a coupling.
@@ -75,7 +76,7 @@ class _Call:
     inverse: bool
     batch: torch.Size | None
     path: str
-    suspect: str | None = None  # of a net: where an infinity came up that may be meant, as in a mask
+    suspect: str | None = None  # what may be meant, and is to blame only if something else goes wrong after it
 
     @property
     def input(self) -> Tensor | None:
@@ -119,9 +120,12 @@ class _Validation:
         if isinstance(part, Transform) and call.input is not None:
             name, support = ("z", part.codomain) if inverse else ("x", part.domain)
             self._refuse(call, name, call.input.isnan(), call.input, "no NaN")
-            # How far a stochastic inverse reaches is for it to say: a dequantizer's takes any real.
-            if support is not None and not part.stochastic_forward:
-                self._refuse(call, name, ~support.check(call.input), call.input, str(support))
+            outside = None if support is None or part.stochastic_forward else ~support.check(call.input)
+            if outside is not None and outside.any():
+                call.suspect = self._message(call, name, outside, call.input, str(support))
+                # Backwards a formula may hold further out, and a dequantizer takes any real.
+                if not inverse:
+                    self._raise(call.suspect)
         self._watch_gradients(call)
 
     def after(self, part: nn.Module, args: tuple[Any, ...], result: Any, inverse: bool) -> None:
@@ -204,7 +208,12 @@ class _Validation:
 
     def _refuse(self, call: _Call, name: str, bad: Tensor, value: Tensor, wanted: str) -> None:
         if bad.any():
-            raise DomainError(self._message(call, name, bad, value, wanted))
+            self._raise(self._message(call, name, bad, value, wanted))
+
+    def _raise(self, message: str) -> None:
+        """Complain, of the outermost layer that has something to answer for."""
+        layers = (call.suspect for call in self.running if isinstance(call.module, Transform))
+        raise DomainError(next((suspect for suspect in layers if suspect), message))
 
     def _message(self, call: _Call, name: str, bad: Tensor, value: Tensor, wanted: str) -> str:
         index = tuple(bad.nonzero()[0].tolist())

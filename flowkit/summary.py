@@ -134,8 +134,8 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "" if shape is None else "×".join(map(str, shape)) or "()"
 
 
-def _number(value: float | None, form: str = "{:.4g}") -> str:
-    return "" if value is None else form.format(value)
+def _number(value: float | None, places: int) -> str:
+    return "" if value is None else f"{round(value, places) + 0.0:.{places}f}"  # no minus before a zero
 
 
 def _spread(row: Row) -> str:
@@ -170,9 +170,9 @@ _COLUMNS = (
     _Column("own", lambda row: f"{row.own_parameters:,}" if row.own_parameters else ""),
     _Column("trainable", lambda row: f"{row.trainable:,}" if row.parameters else ""),
     _Column("log-term", _spread),
-    _Column("bits/dim", lambda row: _number(row.bits_per_dim, "{:.3f}")),
-    _Column("fwd ms", lambda row: _number(row.forward_ms, "{:.2f}")),
-    _Column("inv ms", lambda row: _number(row.inverse_ms, "{:.2f}")),
+    _Column("bits/dim", lambda row: _number(row.bits_per_dim, 3)),
+    _Column("fwd ms", lambda row: _number(row.forward_ms, 2)),
+    _Column("inv ms", lambda row: _number(row.inverse_ms, 2)),
     _Column("iterations", _iterations),
     _Column("saved", lambda row: _bytes(row.saved_bytes)),
 )
@@ -440,7 +440,7 @@ class _Measured:
                 row,
                 log_term=mean,
                 log_term_deviation=term.std(correction=0).item(),
-                bits_per_dim=0.0 - mean / (dims * math.log(2)),  # no minus before a zero
+                bits_per_dim=-mean / (dims * math.log(2)),
             )
         counts = [] if layer is None else self.iterations.get(layer, [])
         if counts:

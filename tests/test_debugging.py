@@ -15,6 +15,7 @@ from tests.support import perturb
 
 
 def coupling_flow(map=None, width=4):
+    torch.manual_seed(0)
     map = map or fk.maps.Affine()
     net = fk.nets.MLP((width // 2,), (width // 2, map.num_params), hidden=(8,))
     parts = {"norm": fk.ActNorm((width,)), "couple": fk.Coupling(map, net, dim=-1), "mix": fk.LULinear(width)}
@@ -162,6 +163,21 @@ def test_log_terms_and_densities_are_checked():
         assert box.log_prob(torch.tensor([2.0, 0.5])) == -math.inf
     with validation(dequantize := fk.UniformDequantizer(4)):
         assert dequantize.inverse(torch.tensor([1.5]))[1] == -math.inf
+
+
+def test_a_value_outside_a_codomain_is_named_only_if_nothing_comes_of_it():
+    center = fk.ScaleShift(1.0, -0.5, domain=torch.distributions.constraints.unit_interval)
+    flow = fk.Flow(fk.Chain(dequantize=fk.UniformDequantizer(4), center=center, norm=fk.ActNorm((2,))), fk.Normal(2))
+    with validation(flow):
+        assert flow.from_latent(torch.tensor([0.75, 0.0])).tolist() == [3, 2]
+    squash = fk.Flow(fk.Chain(squash=fk.Sigmoid(), flip=fk.Flip(-1)), fk.Uniform(2))
+    with (
+        validation(squash),
+        pytest.raises(fk.DomainError, match=r"squash: z is 1.5 in example 0, element 1, wanted Int"),
+    ):
+        squash.from_latent(torch.tensor([[1.5, 0.2]]))
+    with validation(flow.transform["center"]), pytest.raises(fk.DomainError, match="x is 1.5"):
+        flow.transform["center"](torch.tensor([0.5, 1.5]))
 
 
 def test_a_map_that_several_couplings_share_is_named_by_the_one_that_runs():

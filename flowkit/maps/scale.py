@@ -36,3 +36,6 @@ class Scale(Map):
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_scale = self.parameters_for(z, context).squeeze(-1)
         return z * (-log_scale).exp(), -log_scale.to(log_term_dtype(z.dtype))
+
+    def named_params(self, params: Tensor) -> dict[str, Tensor]:
+        return {"log_scale": params.squeeze(-1)}
