@@ -109,7 +109,8 @@ class RationalQuadratic(Map):
         return wrap(value + shift.squeeze(-1), self.lower, self.upper)[0] if self.shift else value
 
     def named_params(self, params: Tensor) -> dict[str, Tensor]:
-        return dict(zip(("widths", "heights", "slopes"), params.split(self._sizes, dim=-1), strict=True))
+        names = ("widths", "heights", "slopes", *["shift"][: self.shift])
+        return dict(zip(names, params.split(self._sizes, dim=-1), strict=True))
 
     @property
     def _options(self) -> dict[str, Any]:
