@@ -109,8 +109,8 @@ class RationalQuadratic(Map):
         return wrap(value + shift.squeeze(-1), self.lower, self.upper)[0] if self.shift else value
 
     def named_params(self, params: Tensor) -> dict[str, Tensor]:
-        names = ("widths", "heights", "slopes", *["shift"][: self.shift])
-        return dict(zip(names, params.split(self._sizes, dim=-1), strict=True))
+        parts = zip(("widths", "heights", "slopes", "shift"), params.split(self._sizes, dim=-1), strict=True)
+        return {name: part for name, part in parts if part.shape[-1]}
 
     @property
     def _options(self) -> dict[str, Any]:
