@@ -14,6 +14,7 @@ PACKAGE = ROOT / "flowkit"
 FLOORS = {
     "errors": 0,
     "arguments": 0,
+    "progress": 0,
     "functional": 0,
     "transform": 1,
     "distribution": 1,
@@ -33,6 +34,7 @@ FLOORS = {
     "debugging": 4,
     "plots": 4,
     "train": 5,
+    "commands": 5.5,
     "cli": 6,
     "__main__": 7,
 }

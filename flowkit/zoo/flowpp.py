@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from torch import Tensor
+
 from flowkit.arguments import whole
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling, Flip, Logit, PairChannels, PairColumns, Sigmoid, Squeeze
 from flowkit.distributions import Normal
@@ -20,6 +22,7 @@ from flowkit.nets.gated import Attention
 from flowkit.surjections import UniformDequantizer, VariationalDequantizer
 from flowkit.transform import Chain, Map, Transform, within
 from flowkit.zoo import registry
+from flowkit.zoo.files import WeightsError, fill
 
 __all__ = ["CONFIGS", "FlowppConfig", "flowpp"]
 
@@ -88,7 +91,8 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     A new model is to be initialized from data, `flowkit.initialize(flow, batch)`, and trained.
 
     Args:
-        pretrained: name of trained weights, see `flowkit.zoo.available`; the flow comes in eval mode.
+        pretrained: name of trained weights without the model, "digits" for "flowpp-digits" in `flowkit.zoo.available`;
+            the flow comes in eval mode.
         config: name of a published or small size, one of `CONFIGS`; "cifar10" if not given.
         overrides: fields of `FlowppConfig`, to change a size.
 
@@ -111,9 +115,22 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     if config is not None or overrides:
         given = ", ".join(([] if config is None else ["config"]) + list(overrides))
         raise ValueError(f"flowpp: pretrained={pretrained!r} brings its own config; {given} cannot stand beside it")
-    card, weights = registry.read("flowpp", pretrained)
-    flow = assemble(FlowppConfig(**card["config"]))
-    registry.load(flow, weights, f"flowpp-{pretrained}")
+    name = f"flowpp-{pretrained}"
+    return restore(*registry.read(name), name)
+
+
+def restore(card: dict[str, Any], weights: dict[str, Tensor], name: str) -> Flow:
+    """The trained flow that a card and its tensors describe, in eval mode.
+
+    Raises:
+        WeightsError: if one does not fit the other.
+    """
+    try:
+        config = FlowppConfig(**card["config"])
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{name}: the config of its card is damaged: {error}") from None
+    flow = assemble(config)
+    fill(flow, weights, name, dtype=card["dtype"])
     return flow.eval()
 
 

@@ -1,0 +1,1 @@
+"""The commands of `flowkit`, a file each: `add` describes one to the parser, `run` runs it."""
