@@ -34,7 +34,6 @@ FLOORS = {
     "debugging": 4,
     "plots": 4,
     "train": 5,
-    "commands": 5.5,
     "cli": 6,
     "__main__": 7,
 }

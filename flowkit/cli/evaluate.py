@@ -6,38 +6,46 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add", "run"]
+__all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 DTYPES = ("float32", "float64")
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="score trained weights on held-out data, in bits/dim",
-        description="Scores every image of a split in bits per dimension (lower is better), with the standard error of "
-        "the mean, and says how it was measured.",
-        epilog="Flows on integer images have only a bound on their likelihood: one sample of the noise gives a loose "
-        "one, many samples, combined by importance weighting, a tight one. The Flow++ paper takes 4096. Time grows "
-        "with the samples; --scores lets a long evaluation be interrupted and taken up again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+NAME = "evaluate"
+HELP = "score trained weights on held-out data, in bits/dim"
+DESCRIPTION = """\
+Scores every image of a split in bits per dimension (lower is better), with the standard error of the mean, and says how
+it was measured.
+
+  flowkit evaluate flowpp-digits
+  flowkit evaluate flowpp-digits --draws 64 --uniform --out card.json
+  flowkit evaluate runs/mine/flowpp-mine.json --data digits --against card.json
+
+Flows on integer images have only a bound on their likelihood: one sample of the noise gives a loose one, many samples,
+combined by importance weighting, a tight one. The Flow++ paper takes 4096. Time grows with the samples; --scores lets a
+long evaluation be interrupted and taken up again."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
     parser.add_argument("model", help="a name that `flowkit info` lists, or the card (*.json) of weights of your own")
     parser.add_argument("--data", metavar="NAME", help="data set; that of the model's card if not given")
-    parser.add_argument("--split", choices=("held-out", "train"), default="held-out", help="which part of the data")
-    parser.add_argument("--draws", type=int, default=1, metavar="K", help="importance samples per image")
+    parser.add_argument(
+        "--split", choices=("held-out", "train"), default="held-out", help="which part of the data (%(default)s)"
+    )
+    parser.add_argument("--draws", type=int, default=1, metavar="K", help="importance samples per image (%(default)s)")
     parser.add_argument("--uniform", action="store_true", help="score with uniform noise too, in place of the learned")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images scored together")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic; sums are float64")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images scored together (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the arithmetic; sums are float64 (%(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
     parser.add_argument("--scores", type=Path, metavar="FILE", help="keep finished batches here and go on from them")
     parser.add_argument("--out", type=Path, metavar="CARD", help="write the result as a card, JSON")
     parser.add_argument(
         "--against", metavar="CARD", help="compare with another card, or a model's; refused if it was measured unlike"
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from flowkit import zoo
+    from flowkit.cli.options import usable_device
     from flowkit.train import Evaluation, compare, evaluate
 
     for name in ("draws", "batch"):
@@ -70,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.model}: its card names no data set; give one with --data")
     images = _images(data_name, options.split)
     result = evaluate(
-        zoo.load(options.model).to(options.device),
+        zoo.load(options.model).to(usable_device(options.device)),
         images,
         data_name=data_name,
         split=options.split,

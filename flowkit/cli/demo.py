@@ -1,27 +1,26 @@
-"""`flowkit demo`: score and draw digits with a pretrained Flow++."""
+"""`flowkit demo`: a pretrained model at work."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
-__all__ = ["add", "run"]
+__all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="score and draw digits with a pretrained Flow++",
-        description="Loads a small pretrained Flow++, scores held-out handwritten digits in bits/dim, and draws 64 "
-        "samples beside 64 real digits into a picture. Needs the extra `demo`; no network.",
-    )
+NAME = "demo"
+HELP = "score and draw digits with a pretrained Flow++"
+DESCRIPTION = """\
+Loads a small pretrained Flow++, scores held-out handwritten digits in bits/dim, and draws 64 samples beside 64 real
+digits into a picture. Needs the extra `demo`; no network."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
     parser.add_argument("--out", type=Path, default=Path("flowkit-demo.png"), help="the picture (%(default)s)")
     parser.add_argument("--draws", type=int, default=8, help="importance samples per digit (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and samples (%(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

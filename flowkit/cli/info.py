@@ -7,22 +7,26 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["add", "run"]
+__all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "info",
-        help="list trained weights, their scores, and where their files are",
-        description="Without a name: lists all trained weights. With a name: what is known of one: sizes, how it was "
-        "trained, how it scores and how that was measured. Fetches nothing.",
-        epilog="Environment: FLOWKIT_HOME, the folder of the cache; FLOWKIT_WEIGHTS, the address or folder from which "
-        "weights are fetched; FLOWKIT_OFFLINE=1, use no network.",
-    )
+NAME = "info"
+HELP = "list trained weights, their scores, and where their files are"
+DESCRIPTION = """\
+Without a name: lists all trained weights. With a name: what is known of one: sizes, how it was trained, how it scores
+and how that was measured. Fetches nothing.
+
+  flowkit info
+  flowkit info flowpp-digits
+
+Environment: FLOWKIT_HOME, the folder of the cache; FLOWKIT_WEIGHTS, the address or folder from which weights are
+fetched; FLOWKIT_OFFLINE=1, use no network."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
     parser.add_argument("model", nargs="?", help="a listed name, or the card (*.json) of weights of your own")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

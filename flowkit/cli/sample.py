@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
     from flowkit.flow import Flow
 
-__all__ = ["add", "run"]
+__all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 
-def add(commands: Any) -> None:
-    """Describe the command."""
-    parser = commands.add_parser(
-        "sample",
-        help="draw samples of trained weights, as a picture or an array",
-        description="Draws samples from a trained flow and writes them as one picture (*.png, needs the extra `plots`) "
-        "or as an array of integers (*.npy, shape (count, channels, height, width)).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+NAME = "sample"
+HELP = "draw samples of trained weights, as a picture or an array"
+DESCRIPTION = """\
+Draws samples from a trained flow and writes them as one picture (*.png, needs the extra `plots`) or as an array of
+integers (*.npy, shape (count, channels, height, width)).
+
+  flowkit sample flowpp-digits
+  flowkit sample flowpp-digits --count 1000 --out samples.npy
+  flowkit sample flowpp-digits --temperature 0.7 --seed 1"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
     parser.add_argument("model", help="a name that `flowkit info` lists, or the card (*.json) of weights of your own")
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="how many")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="*.png or *.npy")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples")
+    parser.add_argument("--count", type=int, default=64, metavar="N", help="how many (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("samples.png"), metavar="FILE", help="*.png or *.npy (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (%(default)s)")
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="T",
-        help="factor on the deviation of the latent: 1 samples the model; less gives cleaner images of less variety",
+        help="factor on the deviation of the latent: 1 samples the model; less gives cleaner images of less variety "
+        "(%(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="samples drawn together")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    parser.set_defaults(run=run)
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="samples drawn together (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,15 +59,16 @@ def run(options: argparse.Namespace) -> None:
     if not 0 <= options.temperature < float("inf"):
         raise ValueError(f"--temperature is {options.temperature}, wanted at least 0, and finite")
     if options.out.suffix not in (".png", ".npy"):
-        raise ValueError(f"--out is {options.out}, wanted *.png or *.npy")
+        raise ValueError(f"--out is {options.out}, wanted *.png or *.npy (%(default)s)")
     import numpy as np
     import torch
 
     from flowkit import zoo
+    from flowkit.cli.options import usable_device
     from flowkit.progress import progress_bar
 
     card = zoo.card(options.model)
-    flow = zoo.load(options.model).to(options.device)
+    flow = zoo.load(options.model).to(usable_device(options.device))
     generator = torch.Generator(options.device).manual_seed(options.seed)
     parts = []
     with progress_bar(options.count, "sampling", unit="image") as bar:
