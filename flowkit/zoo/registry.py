@@ -346,14 +346,16 @@ def source() -> str | None:
     """Where files are fetched from: FLOWKIT_WEIGHTS, an address (http://, https://) or a folder; None if not set.
 
     Raises:
-        WeightsError: for an address of another kind.
+        WeightsError: for an address of another kind, or one with a password.
     """
     given = os.environ.get("FLOWKIT_WEIGHTS")
     if not given:
         return None
     parts = urlsplit(given)
-    if parts.scheme in ("http", "https"):
-        return given
+    if parts.scheme in ("http", "https") and parts.netloc:
+        if "@" in parts.netloc:  # and none of it in the message
+            raise WeightsError("FLOWKIT_WEIGHTS holds a user or a password, which would not be sent; wanted none")
+        return f"{parts.scheme}{given[len(parts.scheme) :]}"  # HTTP:// is http://
     if parts.scheme == "file":
         return url2pathname(parts.path)
     if "://" in given:

@@ -67,6 +67,16 @@ def test_a_file_is_fetched_once(server, target):
     assert not target.with_name(f"{NAME}.part").exists()
 
 
+def test_progress_is_shown_on_a_terminal_and_not_needed(server, target, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    bring(server, target)
+    assert NAME in capsys.readouterr().err
+    target.unlink()
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # not installed
+    bring(server, target)
+    assert target.read_bytes() == CONTENT and capsys.readouterr().err == ""
+
+
 def test_a_server_that_does_not_announce_the_length(server, target):
     server.always = lambda handler, content: handler.serve(content, announce="nothing")
     bring(server, target)

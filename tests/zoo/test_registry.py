@@ -136,7 +136,7 @@ def test_files_are_fetched_once_into_the_cache(large, monkeypatch, mirror, tmp_p
     assert len(content) > 2
     with serving(**content) as server:
         address = {"folder": str(elsewhere), "file://": elsewhere.as_uri(), "http": server.url + "/"}[mirror]
-        monkeypatch.setenv("FLOWKIT_WEIGHTS", address)
+        monkeypatch.setenv("FLOWKIT_WEIGHTS", address.replace("http:", "HTTP:"))
         same(fk.zoo.load("flowpp-large"), flow)
         assert fk.zoo.available()["flowpp-large"].where == "cache"
         same(fk.zoo.load("flowpp-large"), flow)
@@ -209,6 +209,7 @@ def test_no_source_is_said_with_its_cure(large):
     ("name", "value", "reason"),
     [
         ("FLOWKIT_WEIGHTS", "s3://bucket", "FLOWKIT_WEIGHTS is 's3://bucket', wanted http://, https:// or a folder"),
+        ("FLOWKIT_WEIGHTS", "https://me:secret@example.org", "FLOWKIT_WEIGHTS holds a user or a password"),
         ("FLOWKIT_OFFLINE", "perhaps", "FLOWKIT_OFFLINE is 'perhaps', wanted 1 or 0"),
     ],
 )
