@@ -115,7 +115,10 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     if config is not None or overrides:
         given = ", ".join(([] if config is None else ["config"]) + list(overrides))
         raise ValueError(f"flowpp: pretrained={pretrained!r} brings its own config; {given} cannot stand beside it")
-    name = f"flowpp-{pretrained}"
+    name, known = f"flowpp-{pretrained}", [name for name in registry.names() if name.startswith("flowpp-")]
+    if name not in known:
+        short = ", ".join(each.removeprefix("flowpp-") for each in known)
+        raise ValueError(f"flowpp: pretrained is {pretrained!r}, wanted one of {short or '(there are none)'}")
     return restore(*registry.read(name), name)
 
 

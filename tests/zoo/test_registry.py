@@ -108,7 +108,7 @@ def test_card_holds_on_the_held_out_digits():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="weights are named 'flowpp-digit', wanted one of flowpp-digits"):
         fk.zoo.load("flowpp-digit")
-    with pytest.raises(ValueError, match="weights are named 'flowpp-nothing'"):
+    with pytest.raises(ValueError, match="pretrained is 'nothing', wanted one of digits"):
         fk.zoo.flowpp(pretrained="nothing")
 
 
