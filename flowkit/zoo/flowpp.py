@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor
-
 from flowkit.arguments import whole
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling, Flip, Logit, PairChannels, PairColumns, Sigmoid, Squeeze
 from flowkit.distributions import Normal
@@ -22,7 +20,6 @@ from flowkit.nets.gated import Attention
 from flowkit.surjections import UniformDequantizer, VariationalDequantizer
 from flowkit.transform import Chain, Map, Transform, within
 from flowkit.zoo import registry
-from flowkit.zoo.files import WeightsError, fill
 
 __all__ = ["CONFIGS", "FlowppConfig", "flowpp"]
 
@@ -119,22 +116,12 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     if name not in known:
         short = ", ".join(each.removeprefix("flowpp-") for each in known)
         raise ValueError(f"flowpp: pretrained is {pretrained!r}, wanted one of {short or '(there are none)'}")
-    return restore(*registry.read(name), name)
+    return registry.restore(from_config, *registry.read(name), name)
 
 
-def restore(card: dict[str, Any], weights: dict[str, Tensor], name: str) -> Flow:
-    """The trained flow that a card and its tensors describe, in eval mode.
-
-    Raises:
-        WeightsError: if one does not fit the other.
-    """
-    try:
-        config = FlowppConfig(**card["config"])
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: the config of its card is damaged: {error}") from None
-    flow = assemble(config)
-    fill(flow, weights, name, dtype=card["dtype"])
-    return flow.eval()
+def from_config(**sizes: Any) -> Flow:
+    """The flow of all these fields of `FlowppConfig`."""
+    return assemble(FlowppConfig(**sizes))
 
 
 # Kinds of stages and their counts, in order.

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from flowkit.flow import Flow
 from flowkit.zoo import registry
 from flowkit.zoo.files import WeightsError
-from flowkit.zoo.flowpp import restore
+from flowkit.zoo.flowpp import from_config
+from flowkit.zoo.glow import glow
+from flowkit.zoo.nice import nice
+from flowkit.zoo.realnvp import realnvp, realnvp_tabular
 
 __all__ = ["load"]
 
-# What makes a flow of a card and its tensors, by the model that the card names.
-MODELS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], str], Flow]] = {"flowpp": restore}
+# What makes a flow of a card's config, by the model that the card names.
+MODELS: dict[str, Callable[..., Flow]] = {
+    "flowpp": from_config,
+    "glow": glow,
+    "nice": nice,
+    "realnvp": realnvp,
+    "realnvp_tabular": realnvp_tabular,
+}
 
 
 def load(name: str | Path) -> Flow:
@@ -36,4 +42,4 @@ def load(name: str | Path) -> Flow:
     found, tensors = registry.read(name)
     if found["model"] not in MODELS:
         raise WeightsError(f"{name}: model is {found['model']!r}, wanted one of {', '.join(MODELS)}")
-    return MODELS[found["model"]](found, tensors, str(name))
+    return registry.restore(MODELS[found["model"]], found, tensors, str(name))

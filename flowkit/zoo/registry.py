@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,13 +20,25 @@ from urllib.request import url2pathname
 import torch
 from torch import Tensor, nn
 
+from flowkit.flow import Flow
 from flowkit.zoo.fetch import fetch
-from flowkit.zoo.files import PIECE_BYTES, Piece, WeightsError, pack, parse, write_whole
+from flowkit.zoo.files import PIECE_BYTES, Piece, WeightsError, fill, pack, parse, write_whole
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["Available", "available", "cache_folder", "card", "fetch_weights", "offline", "read", "save", "source"]
+__all__ = [
+    "Available",
+    "available",
+    "cache_folder",
+    "card",
+    "fetch_weights",
+    "offline",
+    "read",
+    "restore",
+    "save",
+    "source",
+]
 
 
 class Available(NamedTuple):
@@ -227,6 +239,25 @@ def read(name: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{name}: its files have SHA-256 {digest.hexdigest()} one after another, wanted {found['sha256']}"
         )
     return found, tensors
+
+
+def restore(build: Callable[..., Flow], found: dict[str, Any], tensors: dict[str, Tensor], name: str) -> Flow:
+    """The flow that `build` makes of the config of a card, with these weights, in eval mode.
+
+    Raises:
+        WeightsError: if one does not fit the other.
+    """
+    try:
+        flow = build(**{key: _tuples(value) for key, value in found["config"].items()})
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{name}: the config of its card is damaged: {error}") from None
+    fill(flow, tensors, name, dtype=found["dtype"])
+    return flow.eval()
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has only lists; sizes are tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def fetch_weights(name: str) -> None:
