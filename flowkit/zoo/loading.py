@@ -10,7 +10,9 @@ from flowkit.zoo import registry
 from flowkit.zoo.files import WeightsError
 from flowkit.zoo.flowpp import from_config
 from flowkit.zoo.glow import glow
+from flowkit.zoo.maf import iaf, maf
 from flowkit.zoo.nice import nice
+from flowkit.zoo.nsf import nsf
 from flowkit.zoo.realnvp import realnvp, realnvp_tabular
 
 __all__ = ["load"]
@@ -19,7 +21,10 @@ __all__ = ["load"]
 MODELS: dict[str, Callable[..., Flow]] = {
     "flowpp": from_config,
     "glow": glow,
+    "iaf": iaf,
+    "maf": maf,
     "nice": nice,
+    "nsf": nsf,
     "realnvp": realnvp,
     "realnvp_tabular": realnvp_tabular,
 }

@@ -410,6 +410,9 @@ def test_weights_are_cast_into_the_dtype_of_the_model(tmp_path):
     ("model", "config"),
     [
         ("glow", {"shape": (3, 8, 8), "scales": 2, "steps": 1, "filters": 4}),
+        ("iaf", {"features": 3, "hidden": (4,)}),
+        ("maf", {"features": 3, "hidden": (4,)}),
+        ("nsf", {"features": 3}),
         ("nice", {"features": 8, "hidden": (4,)}),
         ("realnvp", {"shape": (1, 8, 8), "filters": 4, "blocks": 1}),
         ("realnvp_tabular", {"features": 3, "couplings": 2, "batch_norm": True}),
