@@ -17,13 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
 
 import flowkit as fk
-from flowkit.train import digits
+from flowkit.train import digits, evaluate
 from flowkit.zoo.flowpp import configuration
 
 
@@ -72,15 +71,25 @@ def main() -> None:
         if step % 100 == 0:
             bar.set_postfix(train=f"{_bits(loss, x):.3f}")
         if options.validate and step % 1000 == 999:
-            print(f"\nstep {step + 1}: held-out {score(averaged.module, held_out, 1)[0]:.4f} bits/dim, one draw")
+            print(f"\n{evaluate(averaged.module, held_out, data_name='digits', split=f'validation, step {step + 1}')}")
     minutes = (time.time() - start) / 60
 
     flow = averaged.module.eval()
-    mean, error = score(flow, held_out, options.draws)
-    single = score(flow, held_out, 1)[0]
-    print(f"{mean:.4f} +- {error:.4f} bits/dim with {options.draws} draws, {single:.4f} with 1; {minutes:.1f} minutes")
+    result = evaluate(
+        flow,
+        held_out,
+        data_name="digits",
+        split="validation" if options.validate else "held-out",
+        draws=options.draws,
+        uniform=True,
+        model="flowpp-digits",
+        steps=options.steps,
+        ema=options.ema,
+        progress=True,
+    )
+    print(f"{result}\n{minutes:.1f} minutes")
     if not options.validate:
-        card = {
+        training = {
             "data": "scikit-learn load_digits: 8x8 handwritten digits, integers 0..16 (UCI, CC BY 4.0)",
             "split": "every fifth image held out: 1438 to train on, 359 held out",
             "data_sha256": hashlib.sha256(torch.cat(digits()).to(torch.uint8).numpy().tobytes()).hexdigest(),
@@ -90,35 +99,11 @@ def main() -> None:
             "ema": options.ema,
             "peak_learning_rate": options.rate,
             "minutes": round(minutes, 1),
-            "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-            "bits_per_dim": round(mean, 4),
-            "bits_per_dim_standard_error": round(error, 4),
-            "importance_samples": options.draws,
-            "bits_per_dim_single_draw": round(single, 4),
-            "images_scored": len(held_out),
             "flowkit": fk.__version__,
             "torch": torch.__version__,
-            "config": asdict(sizes),
         }
-        write(flow, card, options.out / "flowpp-digits")
-
-
-def score(flow: fk.Flow, images: Tensor, draws: int) -> tuple[float, float]:
-    """Mean bits/dim and its standard error over the images."""
-    flow.eval()
-    with torch.no_grad():
-        bits = fk.metrics.bits_per_dim(flow, images, draws=draws, generator=torch.Generator().manual_seed(0))
-    return bits.mean().item(), (bits.std() / len(bits) ** 0.5).item()
-
-
-def write(flow: fk.Flow, card: dict[str, object], path: Path) -> None:
-    """Weights, and the card with their size and hash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = path.with_suffix(".safetensors")
-    save_file({key: value.contiguous() for key, value in flow.state_dict().items()}, weights)
-    content = weights.read_bytes()
-    card |= {"file": weights.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+        card = options.out / "flowpp-digits.json"
+        fk.zoo.save(flow, card, model="flowpp", config=asdict(sizes), training=training, evaluation=asdict(result))
 
 
 def _bits(loss: Tensor, x: Tensor) -> float:

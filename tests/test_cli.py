@@ -1,11 +1,20 @@
 """The command line, as a user runs it."""
 
+import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 
+import numpy as np
 import pytest
+import torch
 
+import flowkit as fk
+import flowkit.train
 from flowkit.cli import main
+from flowkit.cli.sample import _sample
+from flowkit.zoo.flowpp import configuration
 
 
 def test_demo_draws_a_picture_and_prints_bits_per_dim(tmp_path):
@@ -30,3 +39,128 @@ def test_unknown_commands_are_refused(arguments, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert "usage: flowkit" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    """The card of a small untrained model."""
+    sizes = configuration("digits", filters=8, blocks=1, components=2)
+    torch.manual_seed(0)
+    flow = fk.zoo.flowpp(config="digits", filters=8, blocks=1, components=2)
+    path = tmp_path_factory.mktemp("weights") / "flowpp-tiny.json"
+    fk.zoo.save(flow, path, model="flowpp", config=asdict(sizes), training={"steps": 0})
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["demo", "evaluate", "info", "sample"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: flowkit {command}") and len(said.splitlines()) > 8
+
+
+def test_info_lists_weights_and_where_they_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLOWKIT_HOME", str(tmp_path))
+    monkeypatch.setenv("FLOWKIT_WEIGHTS", "https://example.org/weights")
+    monkeypatch.setenv("FLOWKIT_OFFLINE", "1")
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    bits = fk.zoo.card("flowpp-digits")["evaluation"]["bits_per_dim"]
+    assert re.search(rf"^flowpp-digits +{bits:.3f} +digits +496,928 +2\.0 +package$", said, re.MULTILINE)
+    for line in (rf"cache +{tmp_path}", "fetched from +https://example.org/weights", "offline +yes"):
+        assert re.search(line, said)
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["flowpp-digits"]["where"] == "package"
+
+
+def test_info_shows_a_card(capsys, card):
+    assert main(["info", "flowpp-digits"]) == 0
+    said = capsys.readouterr().out
+    known = fk.zoo.card("flowpp-digits")
+    assert "all 359 images" in said and known["sha256"] in said and "496,928 parameters" in said
+    assert main(["info", "flowpp-digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == known
+    assert main(["info", card]) == 0  # of one's own, without an evaluation
+    assert "flowpp, " in capsys.readouterr().out
+    assert main(["info", "flowpp-nothing"]) == 1
+    assert "wanted one of flowpp-digits" in capsys.readouterr().err
+
+
+def test_samples_are_an_array_or_a_picture(card, tmp_path, capsys):
+    def draw(name, *options):
+        assert main(["sample", card, "--count", "5", "--out", str(tmp_path / name), *options]) == 0
+        return tmp_path / name
+
+    first = np.load(draw("a.npy"))
+    assert first.shape == (5, 1, 8, 8) and first.min() >= 0 and first.max() <= 16 and first.std() > 0
+    assert np.array_equal(first, np.load(draw("b.npy")))
+    assert not np.array_equal(first, np.load(draw("c.npy", "--seed", "1")))
+    assert draw("d.png").read_bytes().startswith(b"\x89PNG")
+    alike = np.load(draw("e.npy", "--temperature", "0"))
+    assert (alike == alike[0]).all()  # the latent does not vary
+    cooler = np.load(draw("f.npy", "--temperature", "0.999999"))
+    assert (cooler == first).mean() > 0.95  # the same noise, hardly smaller
+    assert np.load(draw("g.npy", "--batch", "2")).shape == (5, 1, 8, 8)
+    assert "5 samples of flowpp-tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--count", "0"], "--count is 0, wanted at least 1"),
+        (["--temperature", "-1"], "--temperature is -1.0, wanted at least 0"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--out", "a.gif"], r"--out is a.gif, wanted \*.png or \*.npy"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(card, options, reason, capsys):
+    assert main(["sample", card, *options]) == 1
+    assert re.search(reason, capsys.readouterr().err)
+
+
+def test_a_temperature_needs_one_normal_latent():
+    flow = fk.Flow(fk.ActNorm((2,)), fk.Logistic((2,)))
+    with pytest.raises(ValueError, match="--temperature is for flows whose samples are functions of one normal latent"):
+        _sample(flow, 3, 0.5, torch.Generator())
+
+
+def test_an_evaluation_writes_its_card_and_is_compared(card, tmp_path, capsys):
+    def score(*options):
+        return main(["evaluate", card, "--data", "digits", "--batch", "359", *options])
+
+    first = str(tmp_path / "first.json")
+    assert score("--out", first) == 0
+    said = capsys.readouterr()
+    assert "flowpp-tiny on digits, held-out: all 359 images" in said.out and "scoring with flowpp-tiny" in said.err
+    kept = fk.train.Evaluation.read(first)
+    assert (kept.model, kept.steps, kept.draws, kept.images) == ("flowpp-tiny", 0, 1, 359)
+    assert score("--seed", "1", "--against", first) == 0
+    assert re.search(r"[+-]0\.\d{4} ± \d\.\d{4} bits/dim against flowpp-tiny", capsys.readouterr().out)
+    assert score("--against", "flowpp-digits") == 1
+    said = capsys.readouterr()
+    assert "not measured alike: draws is 1 and 128" in said.err and "all 359 images" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--draws", "0"], "--draws is 0, wanted at least 1"),
+        ([], "its card names no data set; give one with --data"),
+        (["--data", "faces"], "--data is 'faces', wanted digits"),
+        (["--data", "digits", "--device", "abacus"], "--device is 'abacus': "),
+    ],
+)
+def test_evaluations_that_cannot_be_made(card, options, reason, capsys):
+    assert main(["evaluate", card, *options]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_an_interruption_is_a_line_and_a_status(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fk.zoo, "available", stop)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "flowkit: interrupted\n"

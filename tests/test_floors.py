@@ -14,6 +14,7 @@ PACKAGE = ROOT / "flowkit"
 FLOORS = {
     "errors": 0,
     "arguments": 0,
+    "progress": 0,
     "functional": 0,
     "tables": 0,
     "transform": 1,

@@ -88,7 +88,8 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     A new model is to be initialized from data, `flowkit.initialize(flow, batch)`, and trained.
 
     Args:
-        pretrained: name of trained weights, see `flowkit.zoo.available`; the flow comes in eval mode.
+        pretrained: name of trained weights without the model, "digits" for "flowpp-digits" in `flowkit.zoo.available`;
+            the flow comes in eval mode.
         config: name of a published or small size, one of `CONFIGS`; "cifar10" if not given.
         overrides: fields of `FlowppConfig`, to change a size.
 
@@ -111,10 +112,16 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     if config is not None or overrides:
         given = ", ".join(([] if config is None else ["config"]) + list(overrides))
         raise ValueError(f"flowpp: pretrained={pretrained!r} brings its own config; {given} cannot stand beside it")
-    card, weights = registry.read("flowpp", pretrained)
-    flow = assemble(FlowppConfig(**card["config"]))
-    registry.load(flow, weights, f"flowpp-{pretrained}")
-    return flow.eval()
+    name, known = f"flowpp-{pretrained}", [name for name in registry.names() if name.startswith("flowpp-")]
+    if name not in known:
+        short = ", ".join(each.removeprefix("flowpp-") for each in known)
+        raise ValueError(f"flowpp: pretrained is {pretrained!r}, wanted one of {short or '(there are none)'}")
+    return registry.restore(from_config, *registry.read(name), name)
+
+
+def from_config(**sizes: Any) -> Flow:
+    """The flow of all these fields of `FlowppConfig`."""
+    return assemble(FlowppConfig(**sizes))
 
 
 # Kinds of stages and their counts, in order.

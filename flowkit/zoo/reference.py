@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling
 from flowkit.flow import Flow
 from flowkit.nets import Conv2d, GatedAttention, GatedConv, GatedConvAttention, ImageContext
-from flowkit.zoo import registry
+from flowkit.zoo.files import WeightsError
 from flowkit.zoo.flowpp import FlowppConfig, assemble, configuration
 
 __all__ = ["flowpp_from_reference"]
@@ -53,13 +53,13 @@ def flowpp_from_reference(variables: Mapping[str, ArrayLike], *, config: str, **
         for parameter, names in _sources(flow, sizes):
             missing = [name for name in names if name not in arrays]
             if missing:
-                raise registry.WeightsError(f"flowpp_from_reference: no variable {missing[0]!r}, which {config} has")
+                raise WeightsError(f"flowpp_from_reference: no variable {missing[0]!r}, which {config} has")
             targets = parameter.unbind() if len(names) > 1 else (parameter,)
             for name, target in zip(names, targets, strict=True):
                 value = _channels_first(torch.tensor(arrays[name]), name)
                 # Dense kernels are 1x1 convolutions here, and norms may come with dims of size 1.
                 if value.squeeze().shape != target.squeeze().shape:
-                    raise registry.WeightsError(
+                    raise WeightsError(
                         f"flowpp_from_reference: {name} comes as {arrays[name].shape}, which does not fit "
                         f"{tuple(target.shape)}"
                     )
@@ -67,9 +67,7 @@ def flowpp_from_reference(variables: Mapping[str, ArrayLike], *, config: str, **
             used.update(names)
     left = sorted(arrays.keys() - used)
     if left:
-        raise registry.WeightsError(
-            f"flowpp_from_reference: {config} has no variable {left[0]!r} ({len(left)} left over)"
-        )
+        raise WeightsError(f"flowpp_from_reference: {config} has no variable {left[0]!r} ({len(left)} left over)")
     return flow.eval()
 
 

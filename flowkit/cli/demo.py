@@ -1,42 +1,29 @@
-"""The command line: `flowkit demo`."""
+"""`flowkit demo`: a pretrained model at work."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from flowkit import __version__
-
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
-    parser = argparse.ArgumentParser(prog="flowkit", description="Normalizing flows on PyTorch.")
-    parser.add_argument("--version", action="version", version=f"flowkit {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    demo_parser = commands.add_parser(
-        "demo",
-        help="score and draw digits with a pretrained Flow++",
-        description="Loads a small pretrained Flow++, scores held-out handwritten digits in bits/dim, and draws 64 "
-        "samples beside 64 real digits into a picture. Needs the extra `demo`; no network.",
-    )
-    demo_parser.add_argument("--out", type=Path, default=Path("flowkit-demo.png"), help="the picture (%(default)s)")
-    demo_parser.add_argument("--draws", type=int, default=8, help="importance samples per digit (%(default)s)")
-    demo_parser.add_argument("--seed", type=int, default=0, help="of noise and samples (%(default)s)")
-    demo_parser.set_defaults(run=demo)
-    options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"flowkit: {error}", file=sys.stderr)
-        return 1
-    return 0
+NAME = "demo"
+HELP = "score and draw digits with a pretrained Flow++"
+DESCRIPTION = """\
+Loads a small pretrained Flow++, scores held-out handwritten digits in bits/dim, and draws 64 samples beside 64 real
+digits into a picture. Needs the extra `demo`; no network."""
 
 
-def demo(options: argparse.Namespace) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("--out", type=Path, default=Path("flowkit-demo.png"), help="the picture (%(default)s)")
+    parser.add_argument("--draws", type=int, default=8, help="importance samples per digit (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and samples (%(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
     """Score held-out digits, draw samples, write a picture.
 
     Raises:
@@ -61,10 +48,10 @@ def demo(options: argparse.Namespace) -> None:
         raise ImportError(f"demo: {error.name} is missing; in a clone: pip install '.[demo]'") from error
     plt.switch_backend("agg")
 
-    card = zoo.card("flowpp", "digits")
-    flow = zoo.flowpp(pretrained="digits")
+    card = zoo.card("flowpp-digits")
+    flow = zoo.load("flowpp-digits")
     _, held_out = digits()
-    print(f"Flow++, {card['parameters']:,} parameters, trained on {card['data']}")
+    print(f"Flow++, {card['parameters']:,} parameters, trained on {card['training']['data']}")
     generator = torch.Generator().manual_seed(options.seed)
     bits = []
     with torch.no_grad():
@@ -82,5 +69,6 @@ def demo(options: argparse.Namespace) -> None:
     draws = f"{options.draws} importance sample" + ("s" if options.draws > 1 else "")
     score = f"{scores.mean():.3f} ± {standard_error:.3f} bits/dim"
     print(f"{score} on {len(scores)} held-out digits: an upper bound, with {draws} each")
-    print(f"(the card says {card['bits_per_dim']:.3f}, with {card['importance_samples']}; no model at all takes 4.087)")
+    known = card["evaluation"]
+    print(f"(the card says {known['bits_per_dim']:.3f}, with {known['draws']}; no model at all takes 4.087)")
     print(f"{options.out}: 64 samples beside 64 real digits; {time.monotonic() - start:.0f} s in all")
