@@ -24,19 +24,19 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from flowkit.train.parallel import Processes
+from flowkit.train.parallel import Processes, whole
 from flowkit.zoo.registry import WeightsError, load
 
 __all__ = [
     "CheckpointError",
     "Found",
+    "export",
     "newest",
     "random_state",
     "save",
     "set_random_state",
     "tidy",
     "write_atomically",
-    "write_weights",
 ]
 
 FORMAT = 1
@@ -152,7 +152,8 @@ def save(
             if ours.first:
                 files["training.pt"] = _write(partial / "training.pt", lambda file: torch.save(state, file))
                 for name, module in () if sharded else (("model", flow), ("ema", averaged)):
-                    files[f"{name}.safetensors"] = write_weights(partial / f"{name}.safetensors", module)
+                    path = partial / f"{name}.safetensors"
+                    files[path.name] = _write_tensors(path, module.state_dict())
         every = ours.gather(files)
         with _together(ours, f"{final.name} was not written"):
             if ours.first:
@@ -181,14 +182,34 @@ def save(
     return final
 
 
-def write_weights(path: Path, module: nn.Module) -> dict[str, Any]:
-    """The state dict as safetensors, down to the disk; size and hash."""
-    tensors = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in module.state_dict().items()
-    }
+def _write_tensors(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    # Layouts of memory and sharing of it are no facts of a model: every tensor stands for itself.
+    tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in values.items()}
     content = save_safetensors(tensors)
     return _write(path, lambda file: file.write(content))
+
+
+def export(path: Path, flow: nn.Module, ours: Processes) -> dict[str, Any]:
+    """Write the weights of a flow, put together if they are sharded, in one safetensors file. Every process calls it.
+
+    Returns:
+        Its size and SHA-256, on the first process; nothing elsewhere.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    values = {key: whole(value) for key, value in flow.state_dict().items()}
+    if not ours.first:
+        return {}
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        facts = _write_tensors(aside, values)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+    return facts
 
 
 class _together:

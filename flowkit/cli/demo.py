@@ -1,42 +1,29 @@
-"""The command line: `flowkit demo`."""
+"""`flowkit demo`: a pretrained model at work."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from flowkit import __version__
-
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
-    parser = argparse.ArgumentParser(prog="flowkit", description="Normalizing flows on PyTorch.")
-    parser.add_argument("--version", action="version", version=f"flowkit {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    demo_parser = commands.add_parser(
-        "demo",
-        help="score and draw digits with a pretrained Flow++",
-        description="Loads a small pretrained Flow++, scores held-out handwritten digits in bits/dim, and draws 64 "
-        "samples beside 64 real digits into a picture. Needs the extra `demo`; no network.",
-    )
-    demo_parser.add_argument("--out", type=Path, default=Path("flowkit-demo.png"), help="the picture (%(default)s)")
-    demo_parser.add_argument("--draws", type=int, default=8, help="importance samples per digit (%(default)s)")
-    demo_parser.add_argument("--seed", type=int, default=0, help="of noise and samples (%(default)s)")
-    demo_parser.set_defaults(run=demo)
-    options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"flowkit: {error}", file=sys.stderr)
-        return 1
-    return 0
+NAME = "demo"
+HELP = "score and draw digits with a pretrained Flow++"
+DESCRIPTION = """\
+Loads a small pretrained Flow++, scores held-out handwritten digits in bits/dim, and draws 64 samples beside 64 real
+digits into a picture. Needs the extra `demo`; no network."""
 
 
-def demo(options: argparse.Namespace) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("--out", type=Path, default=Path("flowkit-demo.png"), help="the picture (%(default)s)")
+    parser.add_argument("--draws", type=int, default=8, help="importance samples per digit (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and samples (%(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
     """Score held-out digits, draw samples, write a picture.
 
     Raises:

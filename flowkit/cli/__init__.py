@@ -1,0 +1,41 @@
+"""The command line: `flowkit <command>`.
+
+A command is a module of this folder with `NAME`, `HELP`, `DESCRIPTION`, `arguments(parser)` and `run(options)`, named
+in `COMMANDS`. What `run` returns is the exit status; None is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from flowkit import __version__
+from flowkit.cli import demo, train
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: tuple[Any, ...] = (demo, train)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="flowkit", description="Normalizing flows on PyTorch.")
+    parser.add_argument("--version", action="version", version=f"flowkit {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.arguments(own)
+        own.set_defaults(run=command.run)
+    options = parser.parse_args(arguments)
+    try:
+        status = options.run(options)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"flowkit: {error}", file=sys.stderr)
+        return 1
+    return status or 0
