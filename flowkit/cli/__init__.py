@@ -32,7 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
         )
         command.arguments(own)
         own.set_defaults(run=command.run)
-    options = parser.parse_args(arguments)
+    # argparse takes no positionals after options in a subcommand; key=value may stand anywhere.
+    options, rest = parser.parse_known_args(arguments)
+    strangers = [text for text in rest if text.startswith("-") or "=" not in text or "overrides" not in options]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest:
+        options.overrides += rest
     try:
         status = options.run(options)
     except (ImportError, OSError, ValueError) as error:

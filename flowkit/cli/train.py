@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int | None:
             held_out=split.held_out,
             out=out,
             levels=split.levels,
-            facts={"recipe": recipe.as_dict()},
+            facts={"recipe": recipe.as_dict(), "flowkit": __version__, "torch": torch.__version__},
             progress=not options.quiet,
         )
         if trained.stopped_by is not None:

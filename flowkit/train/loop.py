@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from flowkit import __version__
 from flowkit.debugging import validation
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError
@@ -291,7 +290,7 @@ def fit(
                     averaged.module,
                     adam,
                     {**state, "averages": int(averaged.n_averaged)},
-                    {"flowkit": __version__, "torch": torch.__version__, "settings": asdict(settings), **(facts or {})},
+                    {"settings": asdict(settings), **(facts or {})},
                     ours,
                     keep=settings.keep,
                     score=state["score"] if state["scored_at"] == state["step"] else None,
@@ -403,7 +402,8 @@ def held_out_bits(
 
     >>> import flowkit as fk
     >>> flow = fk.Flow(fk.UniformDequantizer(levels=4), fk.Uniform((3,)))
-    >>> held_out_bits(flow, torch.randint(4, (10, 3)))
+    >>> mean, error = held_out_bits(flow, torch.randint(4, (10, 3)))
+    >>> round(mean, 6), error
     (2.0, 0.0)
     """
     images = as_dataset(images)

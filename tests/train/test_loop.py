@@ -92,10 +92,15 @@ def test_accumulated_parts_give_the_same_gradient():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def small():
+    """A Flow++ of two couplings."""
+    sizes = {"filters": 8, "blocks": 1, "dropout": 0.0, "layout": (("columns", 1),), "dequant_couplings": 1}
+    return fk.zoo.flowpp(config="digits", **sizes)
+
+
 @pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"channels_last": True}, {"workers": 1}])
 def test_options_that_change_the_arithmetic_alone(options):
-    plain = fk.zoo.flowpp(config="digits", filters=8, blocks=1, dropout=0.0)
-    other = fk.zoo.flowpp(config="digits", filters=8, blocks=1, dropout=0.0)
+    plain, other = small(), small()
     other.load_state_dict(plain.state_dict())
     images, _ = data.digits()
     settings = {"steps": 2, "batch": 8, "init_batch": 64, "ema": 0.0, "rate": 1e-4}
@@ -173,8 +178,7 @@ def test_a_conditional_flow_gets_its_context():
 def test_pictures_and_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     images, _ = data.digits()
-    flow = fk.zoo.flowpp(config="digits", filters=4, blocks=1)
-    quiet(flow, images, sample_every=1, samples=4, tensorboard=True, given={"out": tmp_path, "levels": 17})
+    quiet(small(), images, sample_every=1, samples=4, tensorboard=True, given={"out": tmp_path, "levels": 17})
     for name in ("samples-000000001.png", "curves.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").iterdir())

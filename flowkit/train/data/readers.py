@@ -112,6 +112,10 @@ def cifar10(path: str | Path, *, bits: int = 8) -> Split:
         parts = _cifar_archive(path, names)
     else:
         raise DataError(f"{path}: no such file or folder")
+    sizes = {name: len(part) for name, part in zip(names, parts, strict=True)}
+    odd = next((name for name in names if sizes[name] != max(sizes.values())), None)
+    if odd is not None:
+        raise DataError(f"{path}: {odd} has {sizes[odd]} images, others {max(sizes.values())}: it is cut short")
     images = [part.reshape(-1, 3, 32, 32) for part in parts]
     options: dict[str, Any] = {"channels": "first", "bits": bits}
     return Split(
