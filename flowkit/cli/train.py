@@ -64,12 +64,12 @@ def run(options: argparse.Namespace) -> int | None:
         print(json.dumps(recipe.as_dict(), indent=2))
         return None
     out = options.out or Path("runs") / recipe.name
-    if options.fresh and (out / "checkpoints").exists():
-        raise ValueError(f"{out} holds an earlier run; without --fresh it goes on, with another --out it stays")
     split = recipe.images()
     torch.manual_seed(recipe.train.seed)
     flow = recipe.flow()
     with processes(recipe.train.device) as ours:
+        if any(ours.gather(options.fresh and ours.first and (out / "checkpoints").exists())):
+            raise ValueError(f"{out} holds an earlier run; without --fresh it goes on, with another --out it stays")
         count = sum(parameter.numel() for parameter in flow.parameters())
         if ours.first:
             print(f"{recipe.name}: {count:,} parameters, {len(split.train):,} images, {ours.device}, {out}")  # type: ignore[arg-type]
