@@ -248,24 +248,7 @@ def fit(
         state |= {"counted": 0, "score": None, "standard_error": None, "scored_at": None, "row": None}
         if resumes:
             state |= _resume(out / "checkpoints", flow, averaged, adam, ours)  # type: ignore[operator]
-        loader = iter(
-            DataLoader(
-                images,
-                batch_sampler=Order(
-                    count,
-                    batch=settings.batch,
-                    seed=settings.seed,
-                    start=state["seen"],
-                    rank=ours.rank,
-                    world=ours.world,
-                    parts=settings.accumulate,
-                ),
-                collate_fn=collate,
-                num_workers=settings.workers,
-                pin_memory=ours.device.type == "cuda",
-                generator=torch.Generator().manual_seed(settings.seed),  # for workers; not the global one
-            )
-        )
+        loader = _loader(images, settings, ours, start=state["seen"])
         if ours.first and out is not None:
             out.mkdir(parents=True, exist_ok=True)
         records = Records(
@@ -296,49 +279,52 @@ def fit(
                     score=state["score"] if state["scored_at"] == state["step"] else None,
                 )
 
-        saved_at = state["step"] if resumes else None
+        saved_at, stopped_by = state["step"] if resumes else None, None
         clock = time.monotonic()
         while state["step"] < settings.steps:
             for group in adam.param_groups:
                 group["lr"] = rates(state["step"])
-            before = checkpoints.random_state(ours.device)
-            loss = torch.zeros((), device=ours.device)
+            before = _Before(flow, ours.device)
             batches = [_batch(next(loader), flow, ours.device) for _ in range(settings.accumulate)]
+            loss = torch.zeros((), device=ours.device)
             for part, batch in enumerate(batches):
-                with unsynchronized(model, part < settings.accumulate - 1), autocast:
-                    nats = -model(*batch).mean() / settings.accumulate  # per image: the clip of the paper is on nats
+                with unsynchronized(model, part < settings.accumulate - 1):
+                    with autocast:
+                        nats = -model(*batch).mean() / settings.accumulate  # per image, as the paper's clip wants it
                     nats.backward()
                 loss += nats.detach()
             norm = whole(nn.utils.clip_grad_norm_(flow.parameters(), settings.clip or math.inf))
 
-            # What all processes must agree on: the loss, whether to go on, whether the step counts.
-            mine = [loss.item(), float(signals.came is not None)]
-            total, stop = ours.total(mine)
-            finite = math.isfinite(total) and bool(norm.isfinite())
-            if not finite and settings.nonfinite == "stop":
-                checkpoints.set_random_state(before, ours.device)
-                save()
-                raise DomainError(_what_is_not_finite(flow, batches, autocast, before, state["step"], ours))
+            # What all processes must agree on: the loss, whether the step counts, whether to go on.
+            total, stop = ours.total([loss.item(), float(signals.came is not None)])
+            loss_of_all, finite = total / ours.world, math.isfinite(total) and bool(norm.isfinite())
             if finite:
                 adam.step()
                 averaged.update_parameters(flow)
-                state["losses"] += total / ours.world
+                state["losses"] += loss_of_all
                 state["norms"] += norm.item()
                 state["counted"] += 1
+            else:
+                before.restore()
+                if settings.nonfinite == "stop":
+                    save()
+                    raise DomainError(_what_is_not_finite(flow, batches, autocast, before, state["step"], ours))
             adam.zero_grad()
             state["skipped"] += not finite
             state["step"] += 1
             state["seen"] += settings.batch
             state["seconds"] += time.monotonic() - clock
-            pace, clock = settings.batch / max(time.monotonic() - clock, 1e-9), time.monotonic()
+            pace = settings.batch / max(time.monotonic() - clock, 1e-9)
 
             done, end = state["step"], state["step"] == settings.steps
-            records.step(total / ours.world / (dims * math.log(2)), pace)
+            records.step(loss_of_all / (dims * math.log(2)), pace)
             row: dict[str, Any] = {}
             if done % settings.log_every == 0 or end:
-                taken = max(state["counted"], 1)
-                row |= {"loss": state["losses"] / taken, "bits_per_dim": state["losses"] / taken / (dims * math.log(2))}
-                row |= {"gradient_norm": state["norms"] / taken, "rate": rates(done - 1), "skipped": state["skipped"]}
+                if state["counted"]:
+                    nats_of_image = state["losses"] / state["counted"]
+                    row |= {"loss": nats_of_image, "bits_per_dim": nats_of_image / (dims * math.log(2))}
+                    row |= {"gradient_norm": state["norms"] / state["counted"]}
+                row |= {"rate": rates(done - 1), "skipped": state["skipped"]}
                 row |= {"images_per_second": round(pace, 1), "seconds": round(state["seconds"], 1)}
                 state |= {"losses": 0.0, "norms": 0.0, "counted": 0}
             if held_out is not None and (end or (settings.score_every and done % settings.score_every == 0)):
@@ -362,6 +348,7 @@ def fit(
                 save()
                 saved_at = done
             if stop:
+                stopped_by = next(number for number in ours.gather(signals.came) if number is not None)
                 break
             clock = time.monotonic()
         if saved_at is None:
@@ -369,7 +356,7 @@ def fit(
         return Trained(
             flow=shadow,
             step=state["step"],
-            stopped_by=signals.came if state["step"] < settings.steps else None,
+            stopped_by=stopped_by if state["step"] < settings.steps else None,
             bits_per_dim=state["score"],
             standard_error=state["standard_error"],
             seconds=state["seconds"],
@@ -445,6 +432,41 @@ def _batch(items: Any, flow: Distribution, device: torch.device) -> list[Tensor]
     return [value.to(device, non_blocking=True) for value in values[:wanted]]
 
 
+def _loader(images: Dataset[Any], settings: Settings, ours: Processes, start: int) -> Iterator[Any]:
+    """The parts of this process, step after step, from the place `start` in the stream of images."""
+    count = len(images)  # type: ignore[arg-type]
+    loader = DataLoader(
+        images,
+        batch_sampler=Order(
+            count,
+            batch=settings.batch,
+            seed=settings.seed,
+            start=start,
+            rank=ours.rank,
+            world=ours.world,
+            parts=settings.accumulate,
+        ),
+        collate_fn=collate,
+        num_workers=settings.workers,
+        pin_memory=ours.device.type == "cuda",
+        generator=torch.Generator().manual_seed(settings.seed),  # for workers; not the global one
+    )
+    return iter(loader)
+
+
+class _Before:
+    """What a loss moves even if no step is taken: random states, and the running averages of norms."""
+
+    def __init__(self, flow: nn.Module, device: torch.device) -> None:
+        self.random, self.device = checkpoints.random_state(device), device
+        self.buffers = [(buffer, buffer.clone()) for buffer in flow.buffers()]
+
+    def restore(self) -> None:
+        checkpoints.set_random_state(self.random, self.device)
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
+
+
 def _channels_last(flow: nn.Module) -> None:
     """Lay the kernels of the nets out channels last. The maps' own parameters stay: their dims are a pair's."""
     for net in nets(flow):
@@ -478,25 +500,30 @@ def _resume(
 
 
 def _what_is_not_finite(
-    flow: Distribution, batches: list[list[Tensor]], autocast: Any, random: Any, step: int, ours: Processes
+    flow: Distribution, batches: list[list[Tensor]], autocast: Any, before: _Before, step: int, ours: Processes
 ) -> str:
     """Run the step again under `validation`, with the same noise, to find the layer; else name the gradient."""
     found = None
-    checkpoints.set_random_state(random, ours.device)
+    before.restore()
     with torch.no_grad(), autocast:
         for batch in batches:
+            # Shards come together first: a process that stops at a layer must not keep the others waiting in it.
+            for part in flow.modules():
+                unshard: Any = getattr(part, "unshard", None)
+                if unshard is not None:
+                    unshard()
             try:
                 with validation(flow):
                     flow(*batch)
             except DomainError as error:
                 found = found or str(error)
-    if found is None:
+    every = ours.gather(found)
+    if not any(every):
         for name, parameter in flow.named_parameters():
-            gradient: Any = parameter.grad
-            if gradient is not None and not whole(gradient).isfinite().all():
-                found = f"the gradient of {name} is not finite"
+            if parameter.grad is not None and not whole(parameter.grad).isfinite().all():
+                every = [f"the gradient of {name} is not finite"]
                 break
-    told = next((text for text in ours.gather(found) if text is not None), "no layer found on a second run")
+    told = next((text for text in every if text is not None), "no layer found on a second run")
     return f"step {step}: the loss or its gradient is not finite: {told}"
 
 

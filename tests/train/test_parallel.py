@@ -1,12 +1,17 @@
 """Several processes: the same steps as one, the same start, shards that save and load."""
 
 import json
+import math
+import os
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowkit.train import CheckpointError, checkpoints, held_out_bits, processes, read_log
+import flowkit as fk
+from flowkit.train import CheckpointError, Settings, checkpoints, fit, held_out_bits, processes, read_log
+from flowkit.train.data import order
 from tests.train import workers
 from tests.train.workers import exact_flow, noisy_flow, together, train, vectors
 
@@ -132,6 +137,40 @@ def one_fails(out):
 
 def test_if_one_process_fails_to_write_all_stop(tmp_path):
     together(one_fails, tmp_path / "run", folder=tmp_path)
+
+
+def not_finite(out, how):
+    """The NaN is in the share of the second process, in its second part."""
+    x = vectors()
+    x[order(200, 16, 16, seed=0)[13], 2] = math.nan
+    with processes("cpu"), pytest.raises(fk.DomainError, match=r"step 1: .*: transform.one.norm: x is nan in example"):
+        made = Settings(steps=5, batch=16, warmup=0, init_batch=0, accumulate=2, parallel=how)
+        fit(exact_flow(), x, made, out=out, progress=False)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_all_processes_stop_at_a_loss_that_is_not_finite(tmp_path, how):
+    together(not_finite, tmp_path / "run", how, folder=tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000001").is_dir()
+
+
+def signalled(out):
+    """SIGTERM comes to the second process alone."""
+    with processes("cpu") as ours:
+
+        class Interrupting(torch.optim.Adam):
+            def step(self, *args, **kwargs):
+                if ours.rank == 1 and self.param_groups[0]["lr"] == 0.01:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return super().step(*args, **kwargs)
+
+        stopped = train(exact_flow, out, warmup=4, given={"optimizer": Interrupting})
+        assert (stopped.step, stopped.stopped_by) == (5, signal.SIGTERM)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    together(signalled, tmp_path / "run", folder=tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000005").is_dir()
 
 
 def unread():
