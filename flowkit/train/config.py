@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from inspect import signature
@@ -24,7 +24,13 @@ else:
 __all__ = ["MODELS", "Recipe", "available", "recipe"]
 
 # What `model.name` may be, and what makes it.
-MODELS = {"flowpp": zoo.flowpp}
+MODELS: dict[str, Callable[..., Distribution]] = {
+    "flowpp": zoo.flowpp,
+    "glow": zoo.glow,
+    "nice": zoo.nice,
+    "realnvp": zoo.realnvp,
+    "realnvp_tabular": zoo.realnvp_tabular,
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     name, content = _content(config)
     known = {
-        "model": {"name", "config", *(field.name for field in fields(zoo.FlowppConfig))},
+        "model": {"name"},
         "data": set(signature(read).parameters),
         "train": {field.name for field in fields(Settings)},
     }
@@ -108,12 +114,14 @@ def recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or section not in known:
             raise ValueError(f"{override!r} is no override; wanted key=value, the key with its section: {_ways(known)}")
         sections[section][key] = _value(value.strip())
+    name_of_model = sections["model"].get("name")
+    if name_of_model not in MODELS:
+        raise ValueError(f"model.name is {name_of_model!r}, wanted one of {', '.join(MODELS)}")
+    known["model"] |= _sizes(name_of_model)
     for section, values in sections.items():
         for key in values:
             if key not in known[section]:
                 raise ValueError(f"{section} has no {key!r}; there are {', '.join(sorted(known[section]))}")
-    if sections["model"].get("name") not in MODELS:
-        raise ValueError(f"model.name is {sections['model'].get('name')!r}, wanted one of {', '.join(MODELS)}")
     for section, needed in (("train", "steps"), ("data", "source")):
         if needed not in sections[section]:
             raise ValueError(f"{config}: {section}.{needed} is missing")
@@ -122,6 +130,14 @@ def recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
         if kinds[key] == "float" and isinstance(value, int) and not isinstance(value, bool):
             sections["train"][key] = float(value)
     return Recipe(name, sections["model"], sections["data"], Settings(**sections["train"]), about)
+
+
+def _sizes(model: str) -> set[str]:
+    """What the function of a model takes."""
+    taken = set(signature(MODELS[model]).parameters)
+    if "overrides" in taken:  # of a config
+        taken |= {field.name for field in fields(zoo.FlowppConfig)}
+    return taken - {"overrides", "pretrained"}
 
 
 def _content(config: str) -> tuple[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from flowkit.metrics import bits_per_dim
 from flowkit.train import checkpoints, schedules
 from flowkit.train.checkpoints import CheckpointError
 from flowkit.train.data.images import as_dataset, collate
-from flowkit.train.data.order import Order, order
+from flowkit.train.data.shuffling import Order, order
 from flowkit.train.parallel import Processes, nets, processes, unsynchronized, whole
 from flowkit.train.records import Records
 

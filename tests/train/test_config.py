@@ -80,7 +80,8 @@ FAULTS = {
     "'steps' is no override; wanted key=value": ("flowpp-digits", ["steps"]),
     "'optim.rate=1' is no override": ("flowpp-digits", ["optim.rate=1"]),
     "model has no 'width'": ("flowpp-digits", ["model.width=1"]),
-    "model.name is 'glow', wanted one of flowpp": ("flowpp-digits", ["model.name=glow"]),
+    "model.name is 'pixelcnn', wanted one of flowpp, glow": ("flowpp-digits", ["model.name=pixelcnn"]),
+    "model has no 'config'; there are context_shape, coupling": ("flowpp-digits", ["model.name=glow"]),
     "steps is 'many', wanted int": ("flowpp-digits", ["steps=many"]),
 }
 
@@ -105,6 +106,16 @@ def test_a_file_of_ones_own(tmp_path):
     file.write_text('[model]\nname = "flowpp"\n[train]\nsteps = 5\n')
     with pytest.raises(ValueError, match=r"data\.source is missing"):
         recipe(str(file))
+
+
+def test_other_models_of_the_zoo(tmp_path):
+    file = tmp_path / "glow.toml"
+    file.write_text(
+        '[model]\nname = "glow"\nshape = [1, 8, 8]\nlevels = 17\nscales = 2\nsteps = 2\nfilters = 8\n'
+        '[data]\nsource = "digits"\n[train]\nsteps = 2\nwarmup = 0\nbatch = 8\n'
+    )
+    assert main(["train", str(file), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (tmp_path / "run" / "weights.safetensors").exists()
 
 
 def test_list_and_show(capsys):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowkit.train.data.digits import digits
 from flowkit.train.data.images import DataError, Images, Layout, Split, as_dataset, every_nth
+from flowkit.train.data.scikit import digits
 
 __all__ = ["SOURCES", "arrays", "cifar10", "folder", "idx", "mnist", "read"]
 
