@@ -174,7 +174,7 @@ def save(
                 os.rename(partial, final)
                 _flush_folder(folder)
                 shutil.rmtree(replaced, ignore_errors=True)
-                _prune(folder, keep)
+                _prune(folder, final.name, keep)
     except CheckpointError:
         if ours.first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -243,8 +243,9 @@ def tidy(folder: Path) -> bool:
     return bool(_folders(folder))
 
 
-def _prune(folder: Path, keep: int) -> None:
-    checkpoints = _folders(folder)
+def _prune(folder: Path, newest: str, keep: int) -> None:
+    # Later ones than the newest are damaged and were passed over; they must not count in place of good ones.
+    checkpoints = [path for path in _folders(folder) if path.name <= newest]
     scores: dict[Path, Any] = {path: _manifest(path).get("bits_per_dim") for path in checkpoints}
     best = min((path for path in checkpoints if scores[path] is not None), key=lambda p: scores[p], default=None)
     for path in checkpoints[keep:]:
@@ -407,11 +408,15 @@ def _write_shards(
     partial: Path, flow: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, ours: Processes
 ) -> dict[str, Any]:
     """Write the shards, each process its own; size and hash of those of this process."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
     tensors: dict[str, Any] = dict(_shards_of(flow, averaged, optimizer))
-    save_shards(tensors, storage_writer=FileSystemWriter(partial / "shards", sync_files=True))
+    try:
+        save_shards(tensors, storage_writer=FileSystemWriter(partial / "shards", sync_files=True))
+    except CheckpointException as error:  # which is no Exception
+        raise OSError("; ".join(str(reason) for reason, _ in error.failures.values())) from None
     mine = sorted((partial / "shards").glob(f"__{ours.rank}_*"))
     if ours.first:
         mine.append(partial / "shards" / ".metadata")
@@ -441,6 +446,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_shards(path: Path, flow: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -476,7 +482,11 @@ def _read_shards(path: Path, flow: nn.Module, averaged: nn.Module, optimizer: to
                 "it is a checkpoint of another model"
             )
     present: dict[str, Any] = {key: value for key, value in wanted.items() if key in entries}
-    load_shards(present, storage_reader=reader)
+    try:
+        load_shards(present, storage_reader=reader)
+    except CheckpointException as error:
+        reasons = "; ".join(str(reason) for reason, _ in error.failures.values())
+        raise CheckpointError(f"{path.parent.name}: the shards cannot be read: {reasons}") from None
     everything: Any = get_optimizer_state_dict(flow, optimizer)
     for name, entry in everything["state"].items():
         entry.update({key: present.get(f"optimizer.{name}.{key}", value) for key, value in entry.items()})

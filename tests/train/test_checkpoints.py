@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import resource
+import shutil
 import signal
 import time
 from functools import partial
@@ -212,6 +213,16 @@ def test_a_write_that_the_kernel_breaks_off_is_told(tmp_path, limit):
     workers.run(small_disk, tmp_path / "run", limit, folder=tmp_path)
     assert found(tmp_path / "run") == ([], [])
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_damaged_one_does_not_count_among_those_kept(tmp_path):
+    train(noisy_flow, tmp_path, steps=4)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-000000004", folder / "step-000000099")
+    cut(folder / "step-000000099" / "training.pt")
+    train(noisy_flow, tmp_path, steps=8)
+    steps, refused = found(tmp_path)
+    assert (steps, len(refused)) == ([8, 6], 1)
 
 
 def test_a_log_that_cannot_be_written_ends_it_with_a_checkpoint(straight, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 
 import pytest
@@ -171,6 +172,19 @@ def signalled(out):
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     together(signalled, tmp_path / "run", folder=tmp_path)
     assert (tmp_path / "run" / "checkpoints" / "step-000000005").is_dir()
+
+
+def small_disk(out):
+    """Like a full disk, by the kernel: no file may be larger."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    with pytest.raises(CheckpointError, match="step-000000002 was not written: .*File too large"):
+        train(exact_flow, out, parallel="fsdp")
+
+
+def test_shards_that_cannot_be_written_are_told_on_all(tmp_path):
+    together(small_disk, tmp_path / "run", folder=tmp_path)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def unread():
