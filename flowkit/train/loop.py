@@ -44,7 +44,7 @@ class Settings:
         schedule: what the rate does then: "constant", "linear" or "cosine" (to 0 at the last step), or "exponential".
         hold: steps before the schedule leaves the peak.
         decay: factor of each step of "exponential".
-        floor: the rate at which "exponential" stops falling.
+        floor: the rate at which a schedule stops falling.
         clip: largest norm of the gradient of the loss in nats per image; 0 for no clip.
         ema: decay of the moving average of the weights, which is scored, sampled from and kept.
         accumulate: parts that each process splits its share of a batch into.
@@ -131,8 +131,8 @@ class Settings:
         """
         made: Mapping[str, Callable[[], schedules.Schedule]] = {
             "constant": lambda: schedules.constant(self.rate),
-            "linear": lambda: schedules.linear(self.rate, steps=self.steps, hold=self.hold),
-            "cosine": lambda: schedules.cosine(self.rate, steps=self.steps, hold=self.hold),
+            "linear": lambda: schedules.linear(self.rate, steps=self.steps, hold=self.hold, floor=self.floor),
+            "cosine": lambda: schedules.cosine(self.rate, steps=self.steps, hold=self.hold, floor=self.floor),
             "exponential": lambda: schedules.exponential(self.rate, hold=self.hold, decay=self.decay, floor=self.floor),
         }
         return schedules.warmed_up(made[self.schedule](), self.warmup)

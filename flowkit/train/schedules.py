@@ -20,18 +20,18 @@ def constant(rate: float) -> Schedule:
     return lambda step: rate
 
 
-def linear(rate: float, *, steps: int, hold: int = 0) -> Schedule:
-    """`rate` for `hold` steps, then on a line to 0 at `steps`.
+def linear(rate: float, *, steps: int, hold: int = 0, floor: float = 0.0) -> Schedule:
+    """`rate` for `hold` steps, then on a line to 0 at `steps`, never below `floor`.
 
     >>> rates = linear(1.0, steps=100, hold=50)
     >>> rates(0), rates(50), rates(75), rates(100)
     (1.0, 1.0, 0.5, 0.0)
     """
-    return lambda step: rate * (1 - _done(step, steps, hold))
+    return lambda step: max(rate * (1 - _done(step, steps, hold)), floor)
 
 
-def cosine(rate: float, *, steps: int, hold: int = 0) -> Schedule:
-    """`rate` for `hold` steps, then down half a cosine to 0 at `steps`.
+def cosine(rate: float, *, steps: int, hold: int = 0, floor: float = 0.0) -> Schedule:
+    """`rate` for `hold` steps, then down half a cosine to 0 at `steps`, never below `floor`.
 
     Reference:
         Loshchilov, Hutter, "SGDR", 2017, https://arxiv.org/abs/1608.03983.
@@ -40,7 +40,7 @@ def cosine(rate: float, *, steps: int, hold: int = 0) -> Schedule:
     >>> rates(0), round(rates(50), 6), rates(100)
     (1.0, 0.5, 0.0)
     """
-    return lambda step: rate * (1 + math.cos(math.pi * _done(step, steps, hold))) / 2
+    return lambda step: max(rate * (1 + math.cos(math.pi * _done(step, steps, hold))) / 2, floor)
 
 
 def exponential(rate: float, *, hold: int, decay: float, floor: float) -> Schedule:
