@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import flowkit as fk
-from flowkit import testing
+from flowkit import testing, train
+from flowkit.train import config
 
 # One name a line, so that what is promised can be read and merged.
 NAMES = (Path(__file__).parent / "public_names.txt").read_text().split()
@@ -22,7 +23,8 @@ def test_public_names_are_frozen():
 
 
 PACKAGES = [fk, fk.bijectors, fk.distributions, fk.functional, fk.maps, fk.metrics, fk.nets, fk.surjections, fk.zoo]
-PUBLIC = [(package, name) for package in [*PACKAGES, testing] for name in package.__all__]
+TOOLS = [testing, train, config, train.data, train.schedules]
+PUBLIC = [(package, name) for package in [*PACKAGES, *TOOLS] for name in package.__all__]
 
 
 @pytest.mark.parametrize(("package", "name"), PUBLIC, ids=[f"{p.__name__}.{name}" for p, name in PUBLIC])

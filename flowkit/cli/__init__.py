@@ -11,11 +11,11 @@ import sys
 from typing import Any
 
 from flowkit import __version__
-from flowkit.cli import demo, evaluate, info, sample
+from flowkit.cli import demo, evaluate, info, sample, train
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS: tuple[Any, ...] = (demo, evaluate, info, sample)
+COMMANDS: tuple[Any, ...] = (demo, train, evaluate, sample, info)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,28 @@
-"""Data to train and to score on, and evaluation."""
+"""Training: a loop to read and copy, checkpoints that survive a kill, readers of data, recipes; and evaluation."""
 
+from flowkit.train import data, schedules
+from flowkit.train.checkpoints import CheckpointError
 from flowkit.train.data import digits
 from flowkit.train.evaluation import Comparison, Evaluation, compare, evaluate
+from flowkit.train.loop import Settings, Trained, fit, held_out_bits
+from flowkit.train.parallel import Processes, processes, shard
+from flowkit.train.records import read_log
 
-__all__ = ["Comparison", "Evaluation", "compare", "digits", "evaluate"]
+__all__ = [
+    "CheckpointError",
+    "Comparison",
+    "Evaluation",
+    "Processes",
+    "Settings",
+    "Trained",
+    "compare",
+    "data",
+    "digits",
+    "evaluate",
+    "fit",
+    "held_out_bits",
+    "processes",
+    "read_log",
+    "schedules",
+    "shard",
+]

@@ -1,4 +1,4 @@
-"""Readers of image data, as integer tensors."""
+"""The handwritten digits of scikit-learn."""
 
 from __future__ import annotations
 

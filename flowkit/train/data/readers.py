@@ -1,0 +1,441 @@
+"""Readers of the usual formats: CIFAR-10, IDX, NumPy, folders of images."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowkit.train.data.images import DataError, Images, Layout, Split, as_dataset, every_nth
+from flowkit.train.data.scikit import digits
+
+__all__ = ["SOURCES", "arrays", "cifar10", "folder", "idx", "mnist", "read"]
+
+SOURCES = ("digits", "cifar10", "mnist", "arrays", "folder")
+
+
+def read(
+    source: str,
+    path: str | Path | None = None,
+    *,
+    bits: int = 8,
+    channels: Layout = "auto",
+    train: str = "x_train",
+    held_out: str = "x_test",
+    hold_out: int | None = None,
+) -> Split:
+    """What a config names: images to train on and images held out.
+
+    Args:
+        source: "digits", "cifar10", "mnist", "arrays" or "folder".
+        path: the file or folder; every source but "digits" needs one.
+        bits: how many bits of 8 to keep.
+        channels: of arrays: "first", "last", "none", or "auto" to look.
+        train: of arrays, the name in the `.npz`; of a folder, the folder inside it.
+        held_out: the same for what is held out; it may be missing.
+        hold_out: hold every nth training image out instead, to choose settings on.
+
+    Raises:
+        DataError: for an unknown source, a missing path, or whatever is wrong with the files.
+
+    >>> split = read("digits")
+    >>> len(split.train), len(split.held_out), split.levels
+    (1438, 359, 17)
+    """
+    if source not in SOURCES:
+        raise DataError(f"data source is {source!r}, wanted one of {', '.join(SOURCES)}")
+    if source == "digits":
+        if bits != 8 or path is not None:
+            raise DataError("digits: these images have 17 levels and come with scikit-learn; no path, no bits")
+        train_images, test_images = digits()
+        split = Split(as_dataset(train_images), as_dataset(test_images), levels=17)
+    elif path is None:
+        raise DataError(f"{source}: say where the data is: data.path=...; nothing is downloaded")
+    elif source == "cifar10":
+        split = cifar10(path, bits=bits)
+    elif source == "mnist":
+        split = mnist(path, bits=bits)
+    elif source == "arrays":
+        split = arrays(path, train=train, held_out=held_out, channels=channels, bits=bits)
+    else:
+        split = folder(path, train=train, held_out=held_out, bits=bits)
+    return split if hold_out is None else every_nth(split, hold_out)
+
+
+# ---------------------------------------------------------------------------------------------------------- CIFAR-10
+
+
+def cifar10(path: str | Path, *, bits: int = 8) -> Split:
+    """CIFAR-10 from its python or binary version, extracted or not.
+
+    Extracted binary files are memory-mapped; the others are read into memory, 184 MB. The python version is a pickle,
+    of which only arrays, texts, lists and dicts are read: anything else in it is refused, and nothing is executed.
+
+    Args:
+        path: `cifar-10-python.tar.gz`, `cifar-10-binary.tar.gz`, a folder that one was extracted to, or the folder
+            around it.
+        bits: how many bits of 8 to keep.
+
+    Returns:
+        Images (3, 32, 32): those of `data_batch_1` to `data_batch_5`, and those of `test_batch`.
+
+    Raises:
+        DataError: for missing or damaged files, named.
+
+    Reference:
+        Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+    path = Path(path)
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    if path.is_dir():
+        inner = [path, path / "cifar-10-batches-py", path / "cifar-10-batches-bin"]
+        found = next((place for place in inner for end in ("", ".bin") if (place / f"{names[0]}{end}").is_file()), None)
+        if found is None:
+            raise DataError(f"{path}: no data_batch_1 or data_batch_1.bin there; is it CIFAR-10?")
+        parts = [_cifar_file(found, name) for name in names]
+    elif path.is_file():
+        parts = _cifar_archive(path, names)
+    else:
+        raise DataError(f"{path}: no such file or folder")
+    sizes = {name: len(part) for name, part in zip(names, parts, strict=True)}
+    odd = next((name for name in names if sizes[name] != max(sizes.values())), None)
+    if odd is not None:
+        raise DataError(f"{path}: {odd} has {sizes[odd]} images, others {max(sizes.values())}: it is cut short")
+    images = [part.reshape(-1, 3, 32, 32) for part in parts]
+    options: dict[str, Any] = {"channels": "first", "bits": bits}
+    return Split(
+        Images(images[:5], name=f"{path.name}, data_batch_1 to 5", **options),
+        Images(images[5:], name=f"{path.name}, test_batch", **options),
+        levels=2**bits,
+    )
+
+
+def _cifar_file(place: Path, name: str) -> np.ndarray:
+    binary, pickled = place / f"{name}.bin", place / name
+    if binary.is_file():
+        return _cifar_binary(np.memmap(binary, dtype=np.uint8, mode="r") if binary.stat().st_size else b"", binary)
+    if pickled.is_file():
+        return _cifar_pickle(pickled.read_bytes(), pickled)
+    raise DataError(f"{place}: {name} is missing")
+
+
+def _cifar_archive(path: Path, names: list[str]) -> list[np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    with _damage(path, "is no whole tar archive"), tarfile.open(path) as archive:
+        for member in archive:
+            base = member.name.rsplit("/", 1)[-1]
+            name = base.removesuffix(".bin")
+            if name in names and member.isfile():
+                file = archive.extractfile(member)
+                content = file.read() if file is not None else b""
+                reader = _cifar_binary if base.endswith(".bin") else _cifar_pickle
+                found[name] = reader(content, f"{path}, {member.name}")
+        while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+            pass  # to the end, where gzip has the checksum of it all
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DataError(f"{path}: {missing[0]} is not in the archive; is it CIFAR-10?")
+    return [found[name] for name in names]
+
+
+def _cifar_binary(content: Any, source: object) -> np.ndarray:
+    """Records of a label and 3072 bytes."""
+    values = np.frombuffer(content, np.uint8) if isinstance(content, bytes) else content
+    if not len(values) or len(values) % 3073:
+        raise DataError(f"{source}: {len(values)} bytes, wanted records of 3073: it is cut short, or no CIFAR-10")
+    records = values.reshape(-1, 3073)
+    if records[:, 0].max() > 9:
+        raise DataError(f"{source}: a label is {records[:, 0].max()}, wanted 0 to 9: it is damaged, or no CIFAR-10")
+    return records[:, 1:]
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads arrays, and refuses whatever else a pickle can ask for."""
+
+    ALLOWED = frozenset({
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    })  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
+        # numpy moved the place that old pickles name, and warns of it.
+        return super().find_class(module.replace("numpy.core", "numpy._core") if hasattr(np, "_core") else module, name)
+
+
+def _cifar_pickle(content: bytes, source: object) -> np.ndarray:
+    try:
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DataError(f"{source}: cannot be read as a CIFAR-10 batch: {error}") from None
+    data = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise DataError(f"{source}: no array of bytes (n, 3072) under 'data'; is it CIFAR-10?")
+    return data
+
+
+# --------------------------------------------------------------------------------------------------------------- IDX
+
+
+def idx(path: str | Path) -> np.ndarray:
+    """The array in one IDX file, such as `train-images-idx3-ubyte`; memory-mapped unless it ends in `.gz`.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Unsigned bytes, of the shape in its header.
+
+    Raises:
+        DataError: if it is none, cut short, or not of unsigned bytes.
+
+    Reference:
+        LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
+    """
+    path = Path(path)
+    zipped = path.suffix == ".gz"
+    with _damage(path, "cannot be read"), gzip.open(path) if zipped else path.open("rb") as file:
+        content: Any = file.read() if zipped else file.read(4 + 4 * 255)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != 8 or not content[3]:
+        raise DataError(f"{path}: no IDX file of unsigned bytes: it begins with {content[:4].hex(' ') or 'nothing'}")
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise DataError(f"{path}: {len(content)} bytes, which is less than its header: it is cut short")
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    size = len(content) if zipped else path.stat().st_size
+    if size != start + int(np.prod(shape, dtype=object)):
+        raise DataError(f"{path}: {size} bytes, wanted {start + int(np.prod(shape, dtype=object))} for {shape}")
+    if zipped or not all(shape):
+        return (
+            np.frombuffer(content, np.uint8, offset=start).reshape(shape) if all(shape) else np.empty(shape, np.uint8)
+        )
+    return np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
+
+
+def mnist(path: str | Path, *, bits: int = 8) -> Split:
+    """MNIST and what is packed like it: a folder with four IDX files, gzipped or not, or an `.npz`.
+
+    Args:
+        path: a folder with `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, or a dot for the second hyphen,
+            with `.gz` or without; or an `.npz` with `x_train` and `x_test`.
+        bits: how many bits of 8 to keep.
+
+    Returns:
+        Images (1, 28, 28) of MNIST; whatever size the files have.
+
+    Raises:
+        DataError: for missing or damaged files, named.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        return arrays(path, bits=bits)
+    if not path.is_dir():
+        raise DataError(f"{path}: wanted a folder with IDX files, or an .npz")
+    found = {}
+    for part in ("train", "t10k"):
+        names = [f"{part}-images{mark}idx3-ubyte{end}" for mark in "-." for end in ("", ".gz")]
+        file = next((path / name for name in names if (path / name).is_file()), None)
+        if file is None:
+            raise DataError(f"{path}: {names[0]} is missing")
+        found[part] = Images([idx(file)], channels="none", bits=bits, name=str(file))
+    return Split(found["train"], found["t10k"], levels=2**bits)
+
+
+# ------------------------------------------------------------------------------------------------------------- NumPy
+
+
+def arrays(
+    path: str | Path,
+    *,
+    train: str = "x_train",
+    held_out: str = "x_test",
+    channels: Layout = "auto",
+    bits: int = 8,
+) -> Split:
+    """Images in `.npy` or `.npz` files.
+
+    `.npy` files, and members of an `.npz` that `numpy.savez` wrote without compression, are memory-mapped.
+
+    Args:
+        path: an `.npz`; or an `.npy` with images to train on; or a folder of `.npy` files named as what follows.
+        train: name of the images to train on.
+        held_out: name of the images held out; there may be none.
+        channels: where they stand: "first", "last", "none", or "auto" to look.
+        bits: how many bits of 8 to keep.
+
+    Raises:
+        DataError: for missing names, with those there are, for damaged files, and for arrays of objects.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        found = _npz(path, [train, held_out])
+    elif path.is_dir():
+        found = {name: _npy(path / f"{name}.npy") for name in (train, held_out) if (path / f"{name}.npy").is_file()}
+    else:
+        found = {train: _npy(path)}
+    if train not in found:
+        raise DataError(f"{path}: no array {train!r}; say which it is: data.train=...{_others(path)}")
+    made = {
+        name: Images([array], channels=channels, bits=bits, name=f"{path.name}, {name}")
+        for name, array in found.items()
+    }
+    return Split(made[train], made.get(held_out), levels=2**bits)
+
+
+def _others(path: Path) -> str:
+    if path.suffix != ".npz":
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        return f" (there are {', '.join(name.removesuffix('.npy') for name in archive.namelist()) or 'none'})"
+
+
+def _npy(path: Path) -> np.ndarray:
+    with _damage(path, "is no whole .npy file"):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    found = {}
+    with _damage(path, "is no whole .npz file"), zipfile.ZipFile(path) as archive:
+        for name in names:
+            if f"{name}.npy" in archive.namelist():
+                entry = archive.getinfo(f"{name}.npy")
+                if entry.compress_type == zipfile.ZIP_STORED:
+                    found[name] = _stored(path, entry)
+                else:
+                    with archive.open(entry) as member:
+                        found[name] = np.lib.format.read_array(member, allow_pickle=False)
+    return found
+
+
+def _stored(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
+    """A member that is not compressed, mapped where it lies."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+        if header[:4] != b"PK\x03\x04":
+            raise ValueError(f"no member at {entry.header_offset}")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        file.seek(name_length + extra_length, os.SEEK_CUR)
+        begin, version = file.tell(), np.lib.format.read_magic(file)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = reader(file)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        size = file.tell() - begin + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if size != entry.file_size:
+            raise ValueError(f"{entry.filename} has {entry.file_size} bytes, wanted {size}")
+        order: Any = "F" if fortran else "C"
+        if not all(shape):
+            return np.empty(shape, dtype)
+        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)
+
+
+# ----------------------------------------------------------------------------------------------------------- folders
+
+
+class _Folder(Dataset[Tensor]):
+    """Image files, decoded when asked for."""
+
+    def __init__(self, files: list[Path], bits: int) -> None:
+        self.files, self.bits = files, bits
+        self.shape = tuple(_decode(files[0], 8).shape)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = _decode(self.files[index], self.bits)
+        if tuple(image.shape) != self.shape:
+            raise DataError(
+                f"{self.files[index]}: {tuple(image.shape)}, wanted {self.shape} as {self.files[0].name} has; "
+                "images are not resized here"
+            )
+        return image
+
+
+def _decode(path: Path, bits: int) -> Tensor:
+    from PIL import Image
+
+    with _damage(path, "is no image that can be read"), Image.open(path) as image:
+        grey = image.mode in ("1", "L", "LA", "I;16")
+        pixels = np.array(image.convert("L" if grey else "RGB"))
+    return torch.from_numpy(pixels >> (8 - bits)).reshape(*pixels.shape[:2], -1).movedim(-1, 0)
+
+
+def folder(path: str | Path, *, train: str = "train", held_out: str = "test", bits: int = 8) -> Split:
+    """Image files in a folder and the folders below it, in the order of their names; decoded when they are needed.
+
+    Args:
+        path: a folder with a folder of each of the two names below; or one with image files alone, all to train on.
+        train: the folder of images to train on.
+        held_out: the folder of images held out; there may be none.
+        bits: how many bits of 8 to keep.
+
+    Returns:
+        Images (3, H, W), or (1, H, W) if they are grey; all of one size.
+
+    Raises:
+        DataError: for folders without images, for files that cannot be decoded, and for images of unlike sizes, named.
+        ImportError: without pillow, naming the extra.
+    """
+    path = Path(path)
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("folder: pillow is missing; in a clone: pip install '.[train]'") from error
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    known = set(Image.registered_extensions())
+
+    def files(place: Path) -> list[Path]:
+        return sorted(file for file in place.rglob("*") if file.suffix.lower() in known and file.is_file())
+
+    if (path / train).is_dir():
+        found, rest = files(path / train), files(path / held_out)
+        if not found:
+            raise DataError(f"{path / train}: no image files there")
+        return Split(_Folder(found, bits), _Folder(rest, bits) if rest else None, levels=2**bits)
+    found = files(path)
+    if not found:
+        raise DataError(f"{path}: no image files there")
+    return Split(_Folder(found, bits), None, levels=2**bits)
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+
+@contextmanager
+def _damage(path: Path, what: str) -> Iterator[None]:
+    """Whatever a decoder says of a damaged file, as one kind of error that names the file."""
+    damage: tuple[type[BaseException], ...] = (
+        OSError, EOFError, ValueError, SyntaxError, RuntimeError, struct.error,
+        tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError,
+    )  # fmt: skip
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except DataError:
+        raise
+    except damage as error:
+        raise DataError(f"{path}: {what}: {error}") from None

@@ -1,0 +1,554 @@
+"""The training loop. It is one function, `fit`, to be read from top to bottom, and copied where a run needs another."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+from flowkit.debugging import validation
+from flowkit.distribution import Distribution
+from flowkit.errors import DomainError
+from flowkit.initialization import initialize
+from flowkit.metrics import bits_per_dim
+from flowkit.train import checkpoints, schedules
+from flowkit.train.checkpoints import CheckpointError
+from flowkit.train.data.images import as_dataset, collate
+from flowkit.train.data.shuffling import Order, order
+from flowkit.train.parallel import Processes, nets, processes, unsynchronized, whole
+from flowkit.train.records import Records
+
+__all__ = ["Settings", "Trained", "fit", "held_out_bits"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The defaults are those of Flow++ where the paper has one.
+
+    Attributes:
+        steps: optimizer steps in all.
+        batch: images of a step, over all processes and accumulated parts.
+        rate: peak of the learning rate.
+        warmup: steps on which the rate rises linearly.
+        schedule: what the rate does then: "constant", "linear" or "cosine" (to 0 at the last step), or "exponential".
+        hold: steps before the schedule leaves the peak.
+        decay: factor of each step of "exponential".
+        floor: the rate at which a schedule stops falling.
+        clip: largest norm of the gradient of the loss in nats per image; 0 for no clip.
+        ema: decay of the moving average of the weights, which is scored, sampled from and kept.
+        accumulate: parts that each process splits its share of a batch into.
+        init_batch: images that the parts set themselves from before the first step; 0 if they are set already.
+        seed: of the order of images, of noise and of dropout.
+        nonfinite: at a loss or gradient that is not finite, "stop" with the layer named, or "skip" the step and count.
+        precision: "float32", or "bfloat16" for the nets by autocast; maps and log-terms stay in float32.
+        channels_last: whether the nets' weights lie channels last, which is faster on most hardware.
+        compile: whether to run `torch.compile` on the loss.
+        parallel: how processes share the work: "ddp", or "fsdp" to shard weights too.
+        device: "auto", or a device of torch.
+        workers: processes that read data; 0 to read in this one.
+        log_every: steps between rows of the log.
+        score_every: steps between scores on held-out images; 0 for one at the end alone.
+        score_draws: importance samples of each held-out image in these scores.
+        final_draws: the same at the end.
+        sample_every: steps between pictures of samples; 0 for none.
+        samples: images in such a picture.
+        save_every: steps between checkpoints; one is written at the end in any case.
+        keep: checkpoints to keep, besides the best.
+        tensorboard: whether to write events for TensorBoard.
+
+    Raises:
+        ValueError: for a value out of its range, named.
+    """
+
+    steps: int
+    batch: int = 64
+    rate: float = 3e-4
+    warmup: int = 2000
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    hold: int = 0
+    decay: float = 0.99995
+    floor: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    accumulate: int = 1
+    init_batch: int = 128
+    seed: int = 0
+    nonfinite: Literal["stop", "skip"] = "stop"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    device: str = "auto"
+    workers: int = 0
+    log_every: int = 50
+    score_every: int = 0
+    score_draws: int = 1
+    final_draws: int = 1
+    sample_every: int = 0
+    samples: int = 64
+    save_every: int = 1000
+    keep: int = 2
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        at_least = dict.fromkeys(("steps", "batch", "accumulate", "log_every", "score_draws", "final_draws"), 1)
+        at_least |= dict.fromkeys(("samples", "save_every", "keep"), 1)
+        at_least |= dict.fromkeys(("warmup", "hold", "init_batch", "workers", "score_every", "sample_every", "seed"), 0)
+        kinds = {"int": int, "float": (int, float), "bool": bool, "str": str}
+        for field in fields(self):
+            value, kind = getattr(self, field.name), kinds.get(str(field.type), str)
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):  # type: ignore[arg-type]
+                raise ValueError(f"{field.name} is {value!r}, wanted {'a text' if kind is str else field.type}")
+            if field.name in at_least and value < at_least[field.name]:
+                raise ValueError(f"{field.name} is {value}, wanted at least {at_least[field.name]}")
+        allowed = {"schedule": schedules.SCHEDULES, "nonfinite": ("stop", "skip"), "parallel": ("ddp", "fsdp")}
+        allowed |= {"precision": ("float32", "bfloat16")}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(values)}")
+        ranges = {"rate": (0, math.inf), "decay": (0, 1), "floor": (0, math.inf), "clip": (0, math.inf), "ema": (0, 1)}
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted from {low} to {high}")
+
+    def rates(self) -> schedules.Schedule:
+        """The learning rate as a function of the step.
+
+        >>> rates = Settings(steps=100, rate=1.0, warmup=10, schedule="linear", hold=50).rates()
+        >>> rates(0), rates(9), rates(49), rates(75)
+        (0.1, 1.0, 1.0, 0.5)
+        """
+        made: Mapping[str, Callable[[], schedules.Schedule]] = {
+            "constant": lambda: schedules.constant(self.rate),
+            "linear": lambda: schedules.linear(self.rate, steps=self.steps, hold=self.hold, floor=self.floor),
+            "cosine": lambda: schedules.cosine(self.rate, steps=self.steps, hold=self.hold, floor=self.floor),
+            "exponential": lambda: schedules.exponential(self.rate, hold=self.hold, decay=self.decay, floor=self.floor),
+        }
+        return schedules.warmed_up(made[self.schedule](), self.warmup)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `fit` gives back.
+
+    Attributes:
+        flow: the moving average of the weights, in eval mode.
+        step: how many steps are done.
+        stopped_by: the signal that ended it early; None if it ran to the end.
+        bits_per_dim: of the held-out images, the last score; None without any.
+        standard_error: of that mean over images.
+        seconds: of training, over all stretches.
+        skipped: steps left out because their loss was not finite.
+    """
+
+    flow: Distribution
+    step: int
+    stopped_by: signal.Signals | None
+    bits_per_dim: float | None
+    standard_error: float | None
+    seconds: float
+    skipped: int
+
+
+def fit(
+    flow: Distribution,
+    images: Tensor | Dataset[Any],
+    settings: Settings,
+    *,
+    held_out: Tensor | Dataset[Any] | None = None,
+    out: str | Path | None = None,
+    levels: int = 256,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.Adam,
+    facts: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train `flow` on `images`; alone, or as one of the processes that `torchrun` starts.
+
+    The same call with the same `out` goes on from the newest checkpoint there that is whole. On one CPU process it
+    then takes the very steps that it would have taken without the interruption, to the bit. SIGTERM and Ctrl-C end it
+    with a checkpoint. It seeds the global generators.
+
+    Args:
+        flow: a flow as built, on any device; it is trained in place. A part that sets itself from data does so here.
+        images: what to train on: a tensor, or a dataset with a length. Pairs of an image and a context if the flow
+            is conditional; of a flow that is not, the image of a pair is taken.
+        settings: how.
+        held_out: images to score on.
+        out: folder for checkpoints, logs and pictures; nothing is written without one.
+        levels: what counts as white in pictures is levels - 1.
+        optimizer: makes the optimizer of the parameters; its rate is set at every step.
+        facts: what the checkpoints say they are of, in JSON.
+        progress: whether to show a bar.
+
+    Returns:
+        The averaged flow, and how it went.
+
+    Raises:
+        DomainError: at a loss or gradient that is not finite, naming the layer, after a checkpoint.
+        CheckpointError: if there are checkpoints and none can be gone on from, or if one cannot be written.
+        ValueError: if batch and processes do not fit.
+
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, appendix B, https://arxiv.org/abs/1902.00275.
+
+    >>> import flowkit as fk
+    >>> flow = fk.Flow(fk.Chain(fk.UniformDequantizer(levels=4), fk.ActNorm((3,))), fk.Normal((3,)))
+    >>> images = torch.randint(4, (100, 3))
+    >>> trained = fit(flow, images, Settings(steps=20, batch=10, rate=0.01, warmup=0), progress=False)
+    >>> trained.step, trained.flow.training
+    (20, False)
+    """
+    images = as_dataset(images)
+    held_out = None if held_out is None else as_dataset(held_out)
+    out = None if out is None else Path(out)
+    rates = settings.rates()
+    with ExitStack() as stack:
+        ours = stack.enter_context(processes(settings.device))
+        signals = stack.enter_context(_signals())
+        torch.manual_seed(settings.seed + 1_000_003 * ours.rank)
+        flow.to(ours.device).train()
+        if settings.channels_last:
+            _channels_last(flow)
+
+        # Parts set themselves from data before anything wraps the flow. Every process looks at the same images with
+        # the same noise; the first one's values then overwrite the others', so that all agree to the bit.
+        count = len(images)  # type: ignore[arg-type]
+        chosen = order(count, 0, min(max(settings.init_batch, 2), count), seed=settings.seed)
+        first = _batch(_fetch(images, chosen.tolist()), flow, ours.device)
+        resumes = any(ours.gather(ours.first and out is not None and checkpoints.tidy(out / "checkpoints")))
+        if settings.init_batch and not resumes:
+            with torch.random.fork_rng([ours.device] if ours.device.type == "cuda" else []):
+                torch.manual_seed(settings.seed)  # for dropout
+                initialize(flow, *first, generator=torch.Generator(ours.device).manual_seed(settings.seed))
+        ours.broadcast(flow)
+
+        # The moving average starts at these values, and counts them as its first.
+        averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        averaged.n_averaged.fill_(1)
+        shadow: Any = averaged.module.eval()
+        model = ours.wrap(flow, settings.parallel, [value[:2] for value in first])
+        if settings.parallel == "fsdp":
+            ours.wrap(shadow, "fsdp", [])
+        adam = optimizer(flow.parameters())
+        if settings.compile:
+            model.compile()
+
+        state: dict[str, Any] = {"step": 0, "seen": 0, "skipped": 0, "seconds": 0.0, "losses": 0.0, "norms": 0.0}
+        state |= {"counted": 0, "score": None, "standard_error": None, "scored_at": None, "row": None}
+        if resumes:
+            state |= _resume(out / "checkpoints", flow, averaged, adam, ours)  # type: ignore[operator]
+        loader = _loader(images, settings, ours, start=state["seen"])
+        if ours.first and out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        records = Records(
+            out,
+            start=state["step"],
+            last=state["row"],
+            steps=settings.steps,
+            tensorboard=settings.tensorboard,
+            progress=progress,
+            writes=ours.first,
+        )
+        stack.callback(records.close)
+        dims = math.prod(first[0].shape[first[0].ndim - flow.event_ndim :])
+        autocast = torch.autocast(ours.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+        def save() -> None:
+            if out is not None:
+                checkpoints.save(
+                    out / "checkpoints",
+                    state["step"],
+                    flow,
+                    averaged.module,
+                    adam,
+                    {**state, "averages": int(averaged.n_averaged)},
+                    {"settings": asdict(settings), **(facts or {})},
+                    ours,
+                    keep=settings.keep,
+                    score=state["score"] if state["scored_at"] == state["step"] else None,
+                )
+
+        saved_at, stopped_by = state["step"] if resumes else None, None
+        clock = time.monotonic()
+        while state["step"] < settings.steps:
+            for group in adam.param_groups:
+                group["lr"] = rates(state["step"])
+            before = _Before(flow, ours.device)
+            batches = [_batch(next(loader), flow, ours.device) for _ in range(settings.accumulate)]
+            loss = torch.zeros((), device=ours.device)
+            for part, batch in enumerate(batches):
+                with unsynchronized(model, part < settings.accumulate - 1):
+                    with autocast:
+                        nats = -model(*batch).mean() / settings.accumulate  # per image, as the paper's clip wants it
+                    nats.backward()
+                loss += nats.detach()
+            norm = whole(nn.utils.clip_grad_norm_(flow.parameters(), settings.clip or math.inf))
+
+            # What all processes must agree on: the loss, whether the step counts, whether to go on.
+            total, stop = ours.total([loss.item(), float(signals.came is not None)])
+            loss_of_all, finite = total / ours.world, math.isfinite(total) and bool(norm.isfinite())
+            if finite:
+                adam.step()
+                averaged.update_parameters(flow)
+                state["losses"] += loss_of_all
+                state["norms"] += norm.item()
+                state["counted"] += 1
+            else:
+                before.restore()
+                if settings.nonfinite == "stop":
+                    save()
+                    raise DomainError(_what_is_not_finite(flow, batches, autocast, before, state["step"], ours))
+            adam.zero_grad()
+            state["skipped"] += not finite
+            state["step"] += 1
+            state["seen"] += settings.batch
+            state["seconds"] += time.monotonic() - clock
+            pace = settings.batch / max(time.monotonic() - clock, 1e-9)
+
+            done, end = state["step"], state["step"] == settings.steps
+            records.step(loss_of_all / (dims * math.log(2)), pace)
+            row: dict[str, Any] = {}
+            if done % settings.log_every == 0 or end:
+                if state["counted"]:
+                    nats_of_image = state["losses"] / state["counted"]
+                    row |= {"loss": nats_of_image, "bits_per_dim": nats_of_image / (dims * math.log(2))}
+                    row |= {"gradient_norm": state["norms"] / state["counted"]}
+                row |= {"rate": rates(done - 1), "skipped": state["skipped"]}
+                row |= {"images_per_second": round(pace, 1), "seconds": round(state["seconds"], 1)}
+                state |= {"losses": 0.0, "norms": 0.0, "counted": 0}
+            if held_out is not None and (end or (settings.score_every and done % settings.score_every == 0)):
+                draws = settings.final_draws if end else settings.score_draws
+                mean, error = held_out_bits(shadow, held_out, draws=draws, ours=ours)
+                state |= {"score": mean, "standard_error": error, "scored_at": done}
+                row |= {"held_out_bits_per_dim": mean, "held_out_standard_error": error}
+                records.say(f"step {done}: {mean:.4f} ± {error:.4f} bits/dim held out, {draws} draws")
+            if row:
+                state["row"] = {"step": done, **row}
+                try:
+                    records.row(state["row"])
+                except OSError:  # the disk may be full of logs alone
+                    save()
+                    raise
+            if settings.sample_every and (done % settings.sample_every == 0 or end):
+                noise = torch.Generator(ours.device).manual_seed(settings.seed)
+                records.samples(shadow.sample((settings.samples,), generator=noise).cpu(), levels, done)
+                records.curves()
+            if done % settings.save_every == 0 or end or stop:
+                save()
+                saved_at = done
+            if stop:
+                stopped_by = next(number for number in ours.gather(signals.came) if number is not None)
+                break
+            clock = time.monotonic()
+        if saved_at is None:
+            save()
+        return Trained(
+            flow=shadow,
+            step=state["step"],
+            stopped_by=stopped_by if state["step"] < settings.steps else None,
+            bits_per_dim=state["score"],
+            standard_error=state["standard_error"],
+            seconds=state["seconds"],
+            skipped=state["skipped"],
+        )
+
+
+@torch.no_grad()
+def held_out_bits(
+    flow: Distribution,
+    images: Tensor | Dataset[Any],
+    *,
+    draws: int = 1,
+    batch: int = 64,
+    seed: int = 0,
+    ours: Processes | None = None,
+) -> tuple[float, float]:
+    """Mean bits/dim over `images` and its standard error; no image is left out.
+
+    Args:
+        flow: in eval mode.
+        images: as for `fit`.
+        draws: importance samples of each image.
+        batch: images at a time.
+        seed: of the noise.
+        ours: the processes that share the work, each scoring its own images.
+
+    Returns:
+        Mean, and standard deviation over the square root of the number of images; the same on every process.
+
+    >>> import flowkit as fk
+    >>> flow = fk.Flow(fk.UniformDequantizer(levels=4), fk.Uniform((3,)))
+    >>> mean, error = held_out_bits(flow, torch.randint(4, (10, 3)))
+    >>> round(mean, 6), error
+    (2.0, 0.0)
+    """
+    images = as_dataset(images)
+    device = next((p.device for p in flow.parameters()), torch.device("cpu")) if ours is None else ours.device
+    rank, world = (0, 1) if ours is None else (ours.rank, ours.world)
+    generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank)
+    found = [torch.empty(0, dtype=torch.float64)]
+    count = len(images)  # type: ignore[arg-type]
+    # All processes call the flow equally often, as FSDP wants; one that has run out of images repeats its last.
+    rounds = math.ceil(math.ceil(count / world) / batch)
+    for number in range(rounds):
+        places = range(rank + number * batch * world, min(count, rank + (number + 1) * batch * world), world)
+        x = _batch(_fetch(images, list(places) or [count - 1]), flow, device)
+        bits = bits_per_dim(flow, *x, draws=draws, generator=generator).cpu()
+        found.append(bits[: len(places)])
+    mine = torch.cat(found)
+    sums = [float(len(mine)), mine.sum().item()]
+    n, total = sums if ours is None else ours.total(sums)
+    mean = total / n
+    squares = [(mine - mean).square().sum().item()]
+    (spread,) = squares if ours is None else ours.total(squares)
+    return mean, math.sqrt(spread / max(n - 1, 1) / n)
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+
+
+def _fetch(images: Dataset[Any], indices: list[int]) -> Any:
+    many = getattr(images, "__getitems__", None)
+    return collate(many(indices) if many is not None else [images[index] for index in indices])
+
+
+def _batch(items: Any, flow: Distribution, device: torch.device) -> list[Tensor]:
+    """x, or x and context, on the device."""
+    values = list(items) if isinstance(items, tuple) else [items]
+    wanted = 1 if flow.context_ndim is None else 2
+    if len(values) < wanted:
+        raise ValueError("the flow is conditional, but the images come without a context; wanted pairs")
+    return [value.to(device, non_blocking=True) for value in values[:wanted]]
+
+
+def _loader(images: Dataset[Any], settings: Settings, ours: Processes, start: int) -> Iterator[Any]:
+    """The parts of this process, step after step, from the place `start` in the stream of images."""
+    count = len(images)  # type: ignore[arg-type]
+    loader = DataLoader(
+        images,
+        batch_sampler=Order(
+            count,
+            batch=settings.batch,
+            seed=settings.seed,
+            start=start,
+            rank=ours.rank,
+            world=ours.world,
+            parts=settings.accumulate,
+        ),
+        collate_fn=collate,
+        num_workers=settings.workers,
+        pin_memory=ours.device.type == "cuda",
+        generator=torch.Generator().manual_seed(settings.seed),  # for workers; not the global one
+    )
+    return iter(loader)
+
+
+class _Before:
+    """What a loss moves even if no step is taken: random states, and the running averages of norms."""
+
+    def __init__(self, flow: nn.Module, device: torch.device) -> None:
+        self.random, self.device = checkpoints.random_state(device), device
+        self.buffers = [(buffer, buffer.clone()) for buffer in flow.buffers()]
+
+    def restore(self) -> None:
+        checkpoints.set_random_state(self.random, self.device)
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
+
+
+def _channels_last(flow: nn.Module) -> None:
+    """Lay the kernels of the nets out channels last. The maps' own parameters stay: their dims are a pair's."""
+    for net in nets(flow):
+        for parameter in net.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _resume(
+    folder: Path, flow: Distribution, averaged: AveragedModel, adam: torch.optim.Optimizer, ours: Processes
+) -> dict[str, Any]:
+    """Go on from the newest checkpoint that is whole and of this model; its state.
+
+    Raises:
+        CheckpointError: if there is none, with all the reasons.
+    """
+    reasons: list[str] = []
+    for found in checkpoints.newest(folder, reasons.append):
+        try:
+            state = found.restore(flow, averaged.module, adam, ours)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        averaged.n_averaged.fill_(state.pop("averages"))
+        if ours.first:
+            for reason in reasons:
+                print(f"passed over: {reason}")
+            print(f"going on from step {found.step}, {found.path}")
+        return state
+    raise CheckpointError(f"{folder}: no checkpoint to go on from; " + "; ".join(reasons))
+
+
+def _what_is_not_finite(
+    flow: Distribution, batches: list[list[Tensor]], autocast: Any, before: _Before, step: int, ours: Processes
+) -> str:
+    """Run the step again under `validation`, with the same noise, to find the layer; else name the gradient."""
+    found = None
+    before.restore()
+    with torch.no_grad(), autocast:
+        for batch in batches:
+            # Shards come together first: a process that stops at a layer must not keep the others waiting in it.
+            for part in flow.modules():
+                unshard: Any = getattr(part, "unshard", None)
+                if unshard is not None:
+                    unshard()
+            try:
+                with validation(flow):
+                    flow(*batch)
+            except DomainError as error:
+                found = found or str(error)
+    every = ours.gather(found)
+    if not any(every):
+        for name, parameter in flow.named_parameters():
+            if parameter.grad is not None and not whole(parameter.grad).isfinite().all():
+                every = [f"the gradient of {name} is not finite"]
+                break
+    told = next((text for text in every if text is not None), "no layer found on a second run")
+    return f"step {step}: the loss or its gradient is not finite: {told}"
+
+
+class _Signals:
+    """The first SIGTERM or SIGINT that came."""
+
+    came: signal.Signals | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Note SIGTERM and Ctrl-C instead of dying of them; a second Ctrl-C interrupts at once."""
+    noted = _Signals()
+
+    def note(number: int, frame: object) -> None:
+        if noted.came is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        noted.came = signal.Signals(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield noted
+        return
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,172 @@
+"""Recipes: the published ones, overrides, and faults."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import flowkit as fk
+from flowkit.cli import main
+from flowkit.train import read_log
+from flowkit.train.config import available, recipe
+
+SMALL = [
+    "model.filters=4",
+    "model.blocks=1",
+    "model.layout=[['columns', 1]]",
+    "model.dequant_couplings=1",
+    "batch=4",
+    "final_draws=1",
+    "sample_every=0",
+    "init_batch=16",
+]
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_recipe_fits_its_model(name):
+    made = recipe(name)
+    assert made.about
+    assert fk.zoo.CONFIGS[made.model["config"]].levels == (
+        17 if name == "flowpp-digits" else 2 ** made.data.get("bits", 8)
+    )
+    json.dumps(made.as_dict())
+
+
+def test_every_size_of_the_model_has_a_recipe():
+    assert {f"flowpp-{config}" for config in fk.zoo.CONFIGS} == set(available())
+
+
+PUBLISHED = {
+    "flowpp-cifar10": {"batch": 64, "rate": 3e-4, "warmup": 2000, "ema": 0.999, "clip": 1.0, "init_batch": 128},
+    "flowpp-imagenet32": {"batch": 32, "rate": 1e-3, "warmup": 5000, "ema": 0.999222, "init_batch": 32},
+    "flowpp-imagenet64": {"batch": 72, "rate": 4e-4, "warmup": 10000, "ema": 0.999, "init_batch": 72},
+    "flowpp-celeba128-5bit": {"batch": 48, "rate": 1e-5, "warmup": 50000, "ema": 0.999, "init_batch": 64},
+    "flowpp-digits": {"steps": 4000, "batch": 64, "rate": 1e-3, "warmup": 500, "hold": 2000, "final_draws": 128},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    assert PUBLISHED[name].items() <= asdict(recipe(name).train).items()
+
+
+def test_the_ablations_are_trained_alike():
+    full = recipe("flowpp-cifar10")
+    for name in ("uniform", "affine", "noattention"):
+        ablated = recipe(f"flowpp-cifar10-{name}")
+        assert (ablated.train, ablated.data) == (full.train, full.data)
+        assert ablated.model == {**full.model, "config": f"cifar10-{name}"}
+
+
+def test_overrides():
+    texts = ["steps=7", "rate=1", "precision=bfloat16", "model.filters=8", "data.hold_out=6", "model.shape=[1, 8, 8]"]
+    made = recipe("flowpp-digits", texts)
+    assert (made.train.steps, made.train.rate, made.train.precision) == (7, 1.0, "bfloat16")
+    assert made.model == {"name": "flowpp", "config": "digits", "filters": 8, "shape": [1, 8, 8]}
+    assert made.data == {"source": "digits", "hold_out": 6}
+    assert recipe("flowpp-mnist", ["data.path=/a b/c=d.npz"]).data["path"] == "/a b/c=d.npz"
+
+
+FAULTS = {
+    "config is 'flowpp', wanted a path ending in .toml, or one of": ("flowpp", []),
+    "train has no 'stepz'; there are accumulate, batch": ("flowpp-digits", ["stepz=1"]),
+    "'steps' is no override; wanted key=value": ("flowpp-digits", ["steps"]),
+    "'optim.rate=1' is no override": ("flowpp-digits", ["optim.rate=1"]),
+    "model has no 'width'": ("flowpp-digits", ["model.width=1"]),
+    "model.name is 'pixelcnn', wanted one of flowpp, glow": ("flowpp-digits", ["model.name=pixelcnn"]),
+    "model has no 'config'; there are context_shape, coupling": ("flowpp-digits", ["model.name=glow"]),
+    "steps is 'many', wanted int": ("flowpp-digits", ["steps=many"]),
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_faults_are_told(reason, capsys):
+    config, overrides = FAULTS[reason]
+    assert main(["train", config, *overrides]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('[model]\nname = "flowpp"\nconfig = "digits"\n[data]\nsource = "digits"\n[train]\nsteps = 5\n')
+    assert (recipe(str(file)).name, recipe(str(file)).train.steps) == ("mine", 5)
+    file.write_text("[model\n")
+    with pytest.raises(ValueError, match="not TOML"):
+        recipe(str(file))
+    file.write_text('colour = "red"\n[model]\nname = "flowpp"\n[data]\nsource = "digits"\n[train]\nsteps = 5\n')
+    with pytest.raises(ValueError, match="unknown 'colour'"):
+        recipe(str(file))
+    file.write_text('[model]\nname = "flowpp"\n[train]\nsteps = 5\n')
+    with pytest.raises(ValueError, match=r"data\.source is missing"):
+        recipe(str(file))
+
+
+def test_other_models_of_the_zoo(tmp_path):
+    file = tmp_path / "glow.toml"
+    file.write_text(
+        '[model]\nname = "glow"\nshape = [1, 8, 8]\nlevels = 17\nscales = 2\nsteps = 2\nfilters = 8\n'
+        '[data]\nsource = "digits"\n[train]\nsteps = 2\nwarmup = 0\nbatch = 8\n'
+    )
+    assert main(["train", str(file), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_list_and_show(capsys):
+    assert main(["train", "--list"]) == 0
+    assert "flowpp-cifar10-uniform" in capsys.readouterr().out
+    assert main(["train", "flowpp-digits", "steps=3", "--show"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["steps"] == 3
+
+
+def test_train_writes_weights_that_load_and_says_how_they_came_about(tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["train", "flowpp-digits", "steps=2", "log_every=1", "--out", str(out), "--quiet", *SMALL]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "bits/dim on 359 held-out images, 1 draws" in told
+    card = json.loads((out / "run.json").read_text())
+    assert (card["steps"], card["importance_samples"], card["recipe"]["model"]["filters"]) == (2, 1, 4)
+    flow = recipe("flowpp-digits", SMALL).flow().eval()
+    flow.load_state_dict(load_file(out / "weights.safetensors"))
+    _, test = fk.train.digits()
+    assert fk.train.held_out_bits(flow, test)[0] == pytest.approx(card["bits_per_dim"], abs=1e-9)
+    content = (out / "weights.safetensors").read_bytes()
+    assert main(arguments) == 0
+    assert "going on from step 2" in capsys.readouterr().out
+    assert (out / "weights.safetensors").read_bytes() == content
+    assert main([*arguments, "--fresh"]) == 1
+    assert "holds an earlier run" in capsys.readouterr().err
+    assert main([*arguments[:2], "model.filters=8", *arguments[2:7], *SMALL[1:]]) == 1
+    assert "it is a checkpoint of another model" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):
+    run = [sys.executable, "-m", "flowkit", "train", "flowpp-digits", "--out", str(tmp_path), *SMALL]
+    process = subprocess.Popen([*run, "log_every=1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(read_log(tmp_path / "log.jsonl")) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    reached = int(told.split("stopped by SIGINT at step ")[1].split()[0])
+    assert "Traceback" not in errors
+    assert "bits/dim" in errors  # the bar
+    assert main([*run[3:], f"steps={reached + 1}", "log_every=1", "--quiet"]) == 0
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == list(range(1, reached + 2))
+
+
+def test_images_of_another_shape_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((40, 8, 8), np.uint8))
+    assert main(["train", "flowpp-mnist", f"data.path={tmp_path / 'a.npz'}", "--out", str(tmp_path / "run")]) == 1
+    assert "x has shape (40, 1, 8, 8), wanted" in capsys.readouterr().err
+    assert torch.is_grad_enabled()
