@@ -36,7 +36,16 @@ from flowkit.bijectors import (
 )
 from flowkit.checkpointing import activation_checkpointing
 from flowkit.distribution import Distribution
-from flowkit.distributions import Logistic, Normal, Uniform
+from flowkit.distributions import (
+    Given,
+    Logistic,
+    Mixture,
+    MixtureOfNormals,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+    Uniform,
+)
 from flowkit.errors import DomainError, NotExact, ShapeError
 from flowkit.flow import Flow
 from flowkit.initialization import initialize
@@ -67,6 +76,7 @@ __all__ = [
     "Flip",
     "Flow",
     "FromContext",
+    "Given",
     "HouseholderLinear",
     "Inverse",
     "LUConv1x1",
@@ -77,6 +87,9 @@ __all__ = [
     "Map",
     "MatrixExpLinear",
     "MixLogisticCDFCoupling",
+    "Mixture",
+    "MixtureOfNormals",
+    "MultivariateNormal",
     "Normal",
     "NotExact",
     "PairChannels",
@@ -92,6 +105,7 @@ __all__ = [
     "Slice",
     "Softplus",
     "Squeeze",
+    "StudentT",
     "Tanh",
     "Transform",
     "Uniform",

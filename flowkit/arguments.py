@@ -1,4 +1,4 @@
-"""Reads what constructors are given."""
+"""Reads what constructors and calls are given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["count", "image_shape", "vector_size", "whole"]
+import torch
+from torch import Tensor
+
+from flowkit.errors import ShapeError
+
+__all__ = ["as_shape", "check_tensor", "count", "image_shape", "vector_size", "whole"]
 
 
 def whole(value: Any) -> int | None:
@@ -52,3 +57,34 @@ def vector_size(part: str, context_shape: Sequence[int] | None) -> int:
     if len(context_shape) != 1:
         raise ValueError(f"{part}: context_shape is {tuple(context_shape)}, wanted (size,), or None")
     return count(part, "context_shape", context_shape[0])
+
+
+def check_tensor(owner: str, name: str, value: Any) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: for an array, a list or a number.
+    """
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+        raise TypeError(f"{owner}: {name} is a {kind}, wanted a torch.Tensor")
+
+
+def as_shape(value: int | Sequence[int], name: str = "sample_shape") -> torch.Size:
+    """`value` as a size; a whole number stands for one dim.
+
+    Args:
+        value: whole numbers of at least 0, or one of them.
+        name: what the value is, for the error: the part and its argument.
+
+    Raises:
+        ShapeError: for anything else.
+    """
+    if isinstance(value, torch.Size):
+        return value
+    one = whole(value)
+    # A string is a sequence too, but not of whole numbers.
+    sizes = [one] if one is not None or not isinstance(value, Sequence) else [whole(size) for size in value]
+    if any(size is None or size < 0 for size in sizes):
+        raise ShapeError(f"{name} is {value!r}, wanted whole numbers of at least 0, or one")
+    return torch.Size(sizes)  # type: ignore[arg-type]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.errors import ShapeError
+from flowkit.arguments import check_tensor
+from flowkit.errors import DomainError, NotExact, ShapeError
 
-__all__ = ["Distribution"]
+__all__ = ["Distribution", "drawn_with"]
 
 
 class Distribution(nn.Module, ABC):
@@ -57,8 +58,14 @@ class Distribution(nn.Module, ABC):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples with gradients: sample_shape + context batch + event."""
-        raise NotImplementedError(f"{type(self).__name__} has no reparametrized sample")
+        """Samples with gradients: sample_shape + context batch + event.
+
+        Raises:
+            NotExact: if the distribution has none (`has_rsample` is False).
+        """
+        raise NotExact(
+            f"{type(self).__name__}.rsample: its samples carry no gradient (has_rsample is False); use sample"
+        )
 
     def sample(
         self,
@@ -88,18 +95,74 @@ class Distribution(nn.Module, ABC):
 
         Raises:
             ShapeError: naming what came and what was wanted.
+            TypeError: for what is no tensor.
         """
+        self.check_tensor(name, value)
         event = self.event_shape if event is None else event
         if value.shape[max(value.ndim - len(event), 0) :] != event:
             wanted = ", ".join(["*batch", *map(str, event)])
             raise ShapeError(f"{type(self).__name__}: {name} has shape {tuple(value.shape)}, wanted ({wanted})")
 
+    def check_tensor(self, name: str, value: Tensor) -> None:
+        """Refuse what is no tensor, or a tensor of another floating dtype than the parameters have.
+
+        Raises:
+            TypeError: for an array, a list or a number.
+            DomainError: for another dtype.
+        """
+        check_tensor(type(self).__name__, name, value)
+        if torch.compiler.is_compiling() or not value.is_floating_point():
+            return
+        own = None
+        for parameter in self.parameters():
+            if parameter.dtype == value.dtype:
+                return
+            own = own or (parameter.dtype if parameter.is_floating_point() else None)
+        if own is not None:
+            raise DomainError(
+                f"{type(self).__name__}: {name} is {value.dtype}, but the parameters are {own}: wanted "
+                f"{name}.to({own}), or the module in {value.dtype}"
+            )
+
+    def check_context(self, context: Tensor | None) -> torch.Size:
+        """The batch of a context; refuses one that is missing, not wanted, or has too few dims.
+
+        Raises:
+            ShapeError: naming what came and what was wanted.
+            TypeError: for what is no tensor.
+        """
+        kind = type(self).__name__
+        if context is None:
+            if self.context_ndim is not None:
+                raise ShapeError(f"{kind}: context is missing; this distribution is conditional")
+            return torch.Size()
+        self.check_tensor("context", context)
+        if self.context_ndim is None:
+            raise ShapeError(
+                f"{kind}: context has shape {tuple(context.shape)}, but this distribution takes none "
+                "(context_ndim is None)"
+            )
+        if context.ndim < self.context_ndim:
+            raise ShapeError(
+                f"{kind}: context has shape {tuple(context.shape)}, wanted at least {self.context_ndim} dims of event"
+            )
+        return context.shape[: context.ndim - self.context_ndim]
+
+    def joint_batch(self, batch: torch.Size, context_batch: torch.Size) -> torch.Size:
+        """The batch of values and contexts together.
+
+        Raises:
+            ShapeError: if the two do not broadcast.
+        """
+        try:
+            return torch.broadcast_shapes(batch, context_batch)
+        except RuntimeError:
+            raise ShapeError(
+                f"{type(self).__name__}: context has batch {tuple(context_batch)}, which does not broadcast to the "
+                f"batch {tuple(batch)} of the values"
+            ) from None
+
 
 def drawn_with(generator: torch.Generator | None) -> dict[str, Any]:
     """The generator as a keyword, if there is one: a distribution that knows none serves where none is asked for."""
     return {} if generator is None else {"generator": generator}
-
-
-def as_shape(sample_shape: int | Sequence[int]) -> torch.Size:
-    """`sample_shape` as a size; an int stands for one dim."""
-    return torch.Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape)

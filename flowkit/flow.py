@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flowkit.arguments import as_shape
 from flowkit.bijectors.autoregressive import Autoregressive
-from flowkit.distribution import Distribution, as_shape, drawn_with
+from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import NotExact, ShapeError
 from flowkit.summary import Summary, summarize
 from flowkit.transform import Map, Transform, run_forward, run_inverse
@@ -56,7 +57,7 @@ class Flow(Distribution):
         *,
         context_net: nn.Module | None = None,
         context_ndim: int | None = None,
-        context_shape: Sequence[int] | None = None,
+        context_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(transform, Transform):
@@ -67,6 +68,7 @@ class Flow(Distribution):
                 "wanted a flowkit Distribution, such as flowkit.Normal"
             )
         if context_shape is not None:
+            context_shape = as_shape(context_shape, "Flow: context_shape")
             if context_ndim not in (None, len(context_shape)):
                 raise ValueError(f"Flow: context_ndim={context_ndim} and context_shape={tuple(context_shape)} disagree")
             context_ndim = len(context_shape)
@@ -74,8 +76,11 @@ class Flow(Distribution):
             raise ValueError("Flow: context_net or a conditional base needs context_ndim or context_shape")
         self.transform, self.base, self.context_net = transform, base, context_net
         self.context_ndim = context_ndim
-        self._context_shape = None if context_shape is None else torch.Size(context_shape)
-        self.has_rsample = base.has_rsample
+        self._context_shape = None if context_shape is None else as_shape(context_shape)
+        # Samples are integers, or drawn on the way by a part's own distribution: each can lose the gradient.
+        drawn = [base, *(part for part in transform.modules() if isinstance(part, Distribution))]
+        discrete = transform.domain is not None and transform.domain.is_discrete
+        self.has_rsample = not discrete and all(part.has_rsample for part in drawn)
         # Fixed at construction, as the sums of a chain are; a base put in its place later is of the same kind.
         self._latent_shape, self._base_takes_context = base.event_shape, base.context_ndim is not None
         self._event_ndim = len(base.event_shape) + transform.in_ndim - transform.out_ndim
@@ -149,14 +154,14 @@ class Flow(Distribution):
         """Samples with gradients to all parameters: sample_shape + context batch + event.
 
         Raises:
-            NotExact: if the samples are integers, which have no gradient.
+            NotExact: if samples carry no gradient (`has_rsample` is False): if they are integers, or the base, or a
+                distribution in a part, has none.
         """
+        if not self.has_rsample:
+            return super().rsample(sample_shape, context, generator=generator)
         shape, context = self._sample_context(sample_shape, context)
         z = self.base.rsample(*self._base_arguments(shape, context), **drawn_with(generator))
-        x = run_inverse(self.transform, z, context, generator)[0]
-        if not x.is_floating_point():
-            raise NotExact(f"Flow.rsample: the samples are {x.dtype}, which carry no gradient; use sample")
-        return x
+        return run_inverse(self.transform, z, context, generator)[0]
 
     def sample_and_log_prob(
         self,
@@ -281,54 +286,36 @@ class Flow(Distribution):
         """What the base is asked to sample: a conditional one adds the context's batch itself."""
         return ((), context) if self._base_takes_context else (shape,)
 
-    def _check_context(self, context: Tensor | None) -> None:
-        if (context is None) != (self.context_ndim is None):
-            raise ShapeError(
-                "Flow: context is missing; this flow is conditional"
-                if context is None
-                else f"Flow: context has shape {tuple(context.shape)}, but this flow takes none (context_ndim is None)"
-            )
-        if context is not None and context.ndim < self.context_ndim:  # type: ignore[operator]
-            raise ShapeError(
-                f"Flow: context has shape {tuple(context.shape)}, wanted at least {self.context_ndim} dims of event"
-            )
-
-    def _encode(self, context: Tensor) -> tuple[Tensor, torch.Size]:
-        """The context as the parts read it, and its batch."""
-        batch = context.shape[: context.ndim - self.context_ndim]  # type: ignore[operator]
-        return (context if self.context_net is None else self.context_net(context)), batch
+    def _encode(self, context: Tensor) -> Tensor:
+        """The context as the parts read it."""
+        return context if self.context_net is None else self.context_net(context)
 
     def _with_context(self, name: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`value`, an x or a z, and the encoded context, expanded to one batch."""
         event_ndim = self.event_ndim if name == "x" else len(self._latent_shape)
         event_shape = self._event_shape if name == "x" else self._latent_shape
+        self.check_tensor(name, value)
         if event_shape is not None:
             self.check_event(name, value, event_shape)
         elif value.ndim < event_ndim:
             raise ShapeError(f"Flow: {name} has shape {tuple(value.shape)}, wanted at least {event_ndim} dims of event")
-        self._check_context(context)
+        context_batch = self.check_context(context)
         if context is None:
             return value, None
-        encoded, context_batch = self._encode(context)
+        encoded = self._encode(context)
         batch, event = value.shape[: value.ndim - event_ndim], value.shape[value.ndim - event_ndim :]
-        try:
-            joint = torch.broadcast_shapes(batch, context_batch)
-        except RuntimeError:
-            raise ShapeError(
-                f"Flow: context has batch {tuple(context_batch)}, which does not broadcast to the batch "
-                f"{tuple(batch)} of the values"
-            ) from None
+        joint = self.joint_batch(batch, context_batch)
         return value.expand((*joint, *event)), encoded.expand((*joint, *encoded.shape[len(context_batch) :]))
 
     def _sample_context(
         self, sample_shape: int | Sequence[int], context: Tensor | None
     ) -> tuple[torch.Size, Tensor | None]:
         """Sample shape + context batch, and the encoded context expanded to it."""
-        self._check_context(context)
+        batch = self.check_context(context)
         shape = as_shape(sample_shape)
         if context is None:
             return shape, None
-        encoded, batch = self._encode(context)
+        encoded = self._encode(context)
         shape = shape + batch
         return shape, encoded.expand((*shape, *encoded.shape[len(batch) :]))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from flowkit.arguments import check_tensor
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.reduce import sum_rightmost
@@ -81,7 +82,9 @@ class Transform(nn.Module, ABC):
         Raises:
             ShapeError: naming this part, what came and what was wanted.
             DomainError: for integers, if the domain is continuous.
+            TypeError: for what is no tensor.
         """
+        check_tensor(self.path, name, value)
         if not value.is_floating_point() and self.domain is not None and not self.domain.is_discrete:
             raise DomainError(f"{self.path}: {name} is {value.dtype}, wanted a floating dtype")
         came = tuple(value.shape[max(value.ndim - len(event), 0) :])

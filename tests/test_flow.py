@@ -83,7 +83,7 @@ def test_context_net_and_conditioners_run_once(conditional):
 
 def test_missing_superfluous_and_unfitting_context_is_refused(conditional):
     x = torch.zeros(4, 2)
-    with pytest.raises(fk.ShapeError, match="context is missing; this flow is conditional"):
+    with pytest.raises(fk.ShapeError, match="context is missing; this distribution is conditional"):
         conditional.log_prob(x)
     with pytest.raises(fk.ShapeError, match="context is missing"):
         conditional.sample((2,))
@@ -91,7 +91,7 @@ def test_missing_superfluous_and_unfitting_context_is_refused(conditional):
         conditional.log_prob(x, torch.zeros(3, 2))
     with pytest.raises(fk.ShapeError, match="wanted at least 1 dims of event"):
         conditional.log_prob(x, torch.tensor(1.0))
-    with pytest.raises(fk.ShapeError, match="this flow takes none"):
+    with pytest.raises(fk.ShapeError, match="this distribution takes none"):
         fk.Flow(fk.ActNorm((2,)), fk.Normal((2,))).log_prob(x, x)
     with pytest.raises(ValueError, match="needs context_ndim or context_shape"):
         fk.Flow(Shift(), Centred((2,)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import as_shape
 from flowkit.errors import ShapeError
 from flowkit.functional.reduce import sum_rightmost
 from flowkit.transform import Bijector, Map
@@ -33,9 +34,9 @@ class Elementwise(Bijector):
             [1., 1., 1.]], grad_fn=<AddBackward0>), tensor([0., 0.], grad_fn=<SumBackward1>))
     """
 
-    def __init__(self, map: Map, shape: Sequence[int]) -> None:
+    def __init__(self, map: Map, shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.map, self.shape = map, tuple(shape)
+        self.map, self.shape = map, tuple(as_shape(shape, "Elementwise: shape"))
         self.in_ndim = self.out_ndim = len(self.shape)
         self.params = nn.Parameter(torch.zeros(*self.shape, map.num_params))
         self.domain, self.codomain = map.domain, map.codomain

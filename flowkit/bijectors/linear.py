@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import solve_triangular
 
-from flowkit.arguments import whole
+from flowkit.arguments import as_shape, whole
 from flowkit.errors import ShapeError
 from flowkit.functional.precision import full_precision, log_term_dtype
 from flowkit.transform import Bijector
@@ -333,9 +333,9 @@ class PixelLinear(Bijector):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        if len(shape) < 3:
-            raise ShapeError(f"{type(self).__name__}: shape is {tuple(shape)}, wanted (*views, C, H, W)")
-        self.shape = tuple(shape)
+        self.shape = tuple(as_shape(shape, f"{type(self).__name__}: shape"))
+        if len(self.shape) < 3:
+            raise ShapeError(f"{type(self).__name__}: shape is {self.shape}, wanted (*views, C, H, W)")
         self.in_ndim = self.out_ndim = len(self.shape)
         *self._views, self._channels, height, width = self.shape
         self._pixels = height * width

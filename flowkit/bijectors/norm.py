@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from flowkit.arguments import as_shape
 from flowkit.errors import ShapeError
 from flowkit.functional.precision import log_term_dtype
 from flowkit.transform import Bijector
@@ -19,9 +20,9 @@ __all__ = ["ActNorm", "BatchNorm"]
 class Norm(Bijector):
     """A scale and a shift for each element of a shape, the same for all places where it is 1: what norms share."""
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape = tuple(as_shape(shape, f"{type(self).__name__}: shape"))
         self.in_ndim = self.out_ndim = len(self.shape)
 
     def _check(self, name: str, value: Tensor) -> None:
@@ -81,7 +82,7 @@ class ActNorm(Norm):
 
     floor = 1e-10
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: int | Sequence[int]) -> None:
         super().__init__(shape)
         self.gain = nn.Parameter(torch.ones(self.shape))
         self.bias = nn.Parameter(torch.zeros(self.shape))
@@ -163,7 +164,7 @@ class BatchNorm(Norm):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, shape: Sequence[int], momentum: float = 0.1, floor: float = 1e-5) -> None:
+    def __init__(self, shape: int | Sequence[int], momentum: float = 0.1, floor: float = 1e-5) -> None:
         super().__init__(shape)
         if not 0 <= momentum <= 1:
             raise ValueError(f"BatchNorm: momentum is {momentum}, wanted from 0 to 1")

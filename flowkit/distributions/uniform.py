@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkit.distribution import Distribution, as_shape
+from flowkit.arguments import as_shape
+from flowkit.distribution import Distribution
+from flowkit.distributions.family import as_parameter
 from flowkit.errors import DomainError
 from flowkit.functional.reduce import sum_rightmost
 
@@ -15,15 +17,18 @@ __all__ = ["Uniform"]
 
 
 class Uniform(Distribution):
-    """Uniform on the box [low, high]^event: log p(x) = -D log(high - low) inside, minus infinity outside.
+    """Uniform on a box: log p(x) = minus the sum of log(high - low) where low <= x <= high, minus infinity outside.
+
+    The box is closed: its faces belong to it, and no sample lies beyond them.
 
     Args:
         event_shape: shape of one event; an int stands for one dim.
-        low: lower end of every side.
-        high: upper end of every side, above `low`.
+        low: lower end of every side, broadcast to `event_shape`.
+        high: upper end of every side, above `low`, broadcast to `event_shape`.
 
     Raises:
-        DomainError: unless `low` < `high`.
+        DomainError: unless `low` < `high`, both finite.
+        ShapeError: if `low` or `high` does not broadcast to `event_shape`.
 
     Shapes:
         x: (*batch, *event_shape); log_prob: (*batch).
@@ -36,18 +41,23 @@ class Uniform(Distribution):
     low: Tensor
     high: Tensor
 
-    def __init__(self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, event_shape: int | Sequence[int], low: float | Tensor = 0.0, high: float | Tensor = 1.0) -> None:
         super().__init__()
-        if not low < high:
+        self.event_shape = as_shape(event_shape, "Uniform: event_shape")
+        ends = [as_parameter("Uniform", name, end, self.event_shape) for name, end in (("low", low), ("high", high))]
+        if ends[0].device.type != "meta" and not (ends[0] < ends[1]).all():
             raise DomainError(f"Uniform: low is {low} and high is {high}, wanted low < high")
-        self.event_shape = as_shape(event_shape)
-        self.register_buffer("low", torch.tensor(float(low)), persistent=False)
-        self.register_buffer("high", torch.tensor(float(high)), persistent=False)
+        dtype = torch.promote_types(ends[0].dtype, ends[1].dtype)
+        self.register_buffer("low", ends[0].to(dtype), persistent=False)
+        self.register_buffer("high", ends[1].to(dtype), persistent=False)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
+        if context is not None:
+            self.check_context(context)
         inside = (x >= self.low) & (x <= self.high)
-        return sum_rightmost(-torch.where(inside, (self.high - self.low).log(), torch.inf), len(self.event_shape))
+        elements = torch.where(inside, -(self.high - self.low).log(), -torch.inf)
+        return sum_rightmost(torch.where(x.isnan(), x, elements), len(self.event_shape))
 
     def rsample(
         self,
@@ -56,9 +66,13 @@ class Uniform(Distribution):
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        if context is not None:
+            self.check_context(context)
         shape = as_shape(sample_shape) + self.event_shape
         u = torch.rand(shape, dtype=self.low.dtype, device=self.low.device, generator=generator)
-        return self.low + (self.high - self.low) * u
+        # Rounding could carry a sample past the upper end, where its density would be 0.
+        return torch.minimum(self.low + (self.high - self.low) * u, self.high)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.event_shape)}, low={self.low.item()}, high={self.high.item()}"
+        ends = "" if self.low.ndim or self.high.ndim else f", low={self.low.item()}, high={self.high.item()}"
+        return f"{tuple(self.event_shape)}{ends}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.arguments import as_shape
 from flowkit.errors import ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.rearrange import pair_columns
@@ -190,7 +191,7 @@ class GatedConvAttention(nn.Module):
         final_concat_elu: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.out, self.context = tuple(shape), out, context
+        self.shape, self.out, self.context = _image_shape("GatedConvAttention", shape), out, context
         channels, height, width = self.shape
         # One embedding for all blocks. Without attention nothing reads it: the published parameter count has it
         # all the same, and without a gradient it does not trouble DDP.
@@ -261,7 +262,7 @@ class ImageContext(nn.Module):
         weight_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape = _image_shape("ImageContext", shape)
         channels, height, width = self.shape
         attends = attention != "none"
         self.positions = nn.Parameter(0.01 * torch.randn(out, height, width // 2)) if attends else None
@@ -281,3 +282,10 @@ class ImageContext(nn.Module):
         for block in self.blocks:
             x = block(x, self.positions)
         return x
+
+
+def _image_shape(net: str, shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(as_shape(shape, f"{net}: shape"))
+    if len(sizes) != 3:
+        raise ShapeError(f"{net}: shape is {sizes}, wanted (C, H, W)")
+    return sizes

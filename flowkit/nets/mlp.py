@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import as_shape
 from flowkit.errors import ShapeError
 
 __all__ = ["MLP"]
@@ -18,7 +19,7 @@ class MLP(nn.Module):
     """A multilayer perceptron from one event shape to another; the last layer starts at 0, so that maps start simple.
 
     Args:
-        shape: event shape of the input, flattened.
+        shape: event shape of the input, flattened; an int stands for one dim, here and in `out`.
         out: event shape of the output, e.g. (*other_half, num_params).
         hidden: widths of the hidden layers.
         context: width of a context vector, joined to the input; 0 for none.
@@ -40,8 +41,8 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        shape: Sequence[int],
-        out: Sequence[int],
+        shape: int | Sequence[int],
+        out: int | Sequence[int],
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         activation: type[nn.Module] = nn.SiLU,
@@ -50,7 +51,8 @@ class MLP(nn.Module):
         super().__init__()
         if residual and len(set(hidden)) != 1:
             raise ValueError(f"MLP: hidden is {tuple(hidden)}, wanted one width for all residual blocks")
-        self.shape, self.out, self.context = tuple(shape), tuple(out), context
+        self.shape, self.out = tuple(as_shape(shape, "MLP: shape")), tuple(as_shape(out, "MLP: out"))
+        self.context = context
         widths = [math.prod(self.shape) + context, *hidden]
         layers: list[nn.Module] = []
         if residual:

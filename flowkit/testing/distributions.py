@@ -155,7 +155,9 @@ def integrates_to_one(case: DistributionCase) -> None:
 def samples_follow_density(case: DistributionCase) -> None:
     """Samples of one or two numbers pass a Kolmogorov-Smirnov test against the integral of the density."""
     for where, grid, samples in _grids(case):
-        directions = [[1.0]] if samples.shape[1] == 1 else [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, -1.0]]
+        # Slanted at the golden ratio: along a diagonal whole rows of the grid would fall on one place.
+        slanted = [[1.0, 0.618034], [1.0, -0.618034], [0.618034, 1.0], [0.618034, -1.0]]
+        directions = [[1.0]] if samples.shape[1] == 1 else [[1.0, 0.0], [0.0, 1.0], *slanted]
         for direction in directions:
             along = samples.new_tensor(direction) / grid.width
             uniform = _distribution_function((grid.points @ along), grid.mass, samples @ along).sort().values
@@ -230,7 +232,10 @@ def sampled_log_prob(case: DistributionCase) -> None:
 
 @of_distributions("the sample shape and the context's batch in another order, or an event dim taken for a batch dim")
 def density_shapes(case: DistributionCase) -> None:
-    """log_prob is (*batch); samples are (*sample shape, *context batch, *event); any batch dims, none and empty too."""
+    """log_prob is (*batch); samples are (*sample shape, *context batch, *event); any batch dims, none and empty too.
+
+    A context broadcasts against x.
+    """
     event = tuple(case.event_shape)
     with torch.no_grad():
         for batch in [(), (3,), (2, 3), (0,)]:
@@ -250,10 +255,28 @@ def density_shapes(case: DistributionCase) -> None:
                     )
         if case.distribution.sample(3, case.batch()[1]).shape != (3, *event):
             raise Finding("a sample shape of 3 is not that of (3,)")
+        if case.context is not None:
+            _check_broadcast(case, case.context)
         whole = case.log_prob(case.inputs, case.context)
         for i in range(len(whole) if case.exact else 0):
             context = None if case.context is None else case.context[i]
             agree(f"log_prob of example {i} alone", case.log_prob(case.inputs[i], context), whole[i], ROUNDING)
+
+
+def _check_broadcast(case: DistributionCase, contexts: Tensor) -> None:
+    """Batches of x and context that broadcast give what they give once expanded."""
+    for batch, context_batch in [((3,), ()), ((), (3,)), ((3,), (2, 1)), ((2, 1), (3,))]:
+        x, context = case.batch(*batch)[0], case.batch(*context_batch)[1]
+        assert context is not None
+        joint = torch.broadcast_shapes(batch, context_batch)
+        got = case.log_prob(x, context)
+        if got.shape != joint:
+            raise Finding(
+                f"log_prob for a batch {batch} and a context batch {context_batch} has shape {tuple(got.shape)}, "
+                f"wanted {tuple(joint)}"
+            )
+        expanded = case.log_prob(x.expand(*joint, *case.event_shape), context.expand(*joint, *contexts.shape[1:]))
+        agree(f"log_prob for a batch {batch} and a context batch {context_batch}", got, expanded, ROUNDING)
 
 
 def _called(case: DistributionCase, x: Tensor, context: Tensor | None) -> Tensor:
@@ -263,12 +286,16 @@ def _called(case: DistributionCase, x: Tensor, context: Tensor | None) -> Tensor
 
 @of_distributions("no `self.check_event(x)` at the door, so that wrong shapes broadcast", name="shape_errors")
 def density_shape_errors(case: DistributionCase) -> None:
-    """An x that does not end in the event raises a `ShapeError`; so does a context too many, or one missing."""
+    """An x that does not end in the event raises a `ShapeError`; so does a context too many, or one missing.
+
+    An x that is no tensor raises a `TypeError`.
+    """
     event = tuple(case.event_shape)
     context = None if case.context is None else case.context[0]
     wrong = [((*event[:-1], event[-1] + 1), context)] if event else []
     wrong += [(event[1:], context)] if event else []
-    wrong += [(event, None)] if context is not None else []
+    # Without a context where one is needed, or with one where none is read.
+    wrong += [(event, None if context is not None else case.inputs.new_zeros(1))]
     for shape, given in wrong:
         x = torch.full(shape, case.inputs.flatten()[0].item()).to(case.inputs)
         try:
@@ -276,13 +303,39 @@ def density_shape_errors(case: DistributionCase) -> None:
         except ShapeError:
             continue
         except Exception as error:
-            raise Finding(f"x of shape {shape}: wanted a ShapeError, got {type(error).__name__}: {error}") from None
-        raise Finding(f"x of shape {shape}: wanted a ShapeError, log_prob has shape {tuple(log_prob.shape)}")
+            raise Finding(
+                f"x of shape {shape}{_described(given, case)}: wanted a ShapeError, got {type(error).__name__}: {error}"
+            ) from None
+        raise Finding(
+            f"x of shape {shape}{_described(given, case)}: wanted a ShapeError, log_prob has shape "
+            f"{tuple(log_prob.shape)}"
+        )
+    try:
+        case.distribution.sample((2,), None if context is not None else case.inputs.new_zeros(1))
+    except ShapeError:
+        pass
+    else:
+        raise Finding(f"sample {'without' if context is not None else 'with'} a context: wanted a ShapeError")
+    try:
+        case.distribution.log_prob(case.inputs.numpy(force=True), case.context)  # type: ignore[arg-type]
+    except TypeError:
+        return
+    raise Finding("x is an array of numpy: wanted a TypeError")
+
+
+def _described(context: Tensor | None, case: DistributionCase) -> str:
+    """What is wrong with the context, if anything."""
+    if (context is None) == (case.context is None):
+        return ""
+    return " without a context" if context is None else " with a context, which it does not take"
 
 
 @of_distributions("a detach, a `.data` or a clamp on the way; a parameter that nothing reads", name="gradients")
 def density_gradients(case: DistributionCase) -> None:
-    """Gradcheck of log_prob by x, context and parameters; every parameter gets a gradient, from `rsample` too."""
+    """Gradcheck of log_prob by x, context and parameters; every parameter gets a gradient, from `rsample` too.
+
+    One that says `has_rsample = False` raises `NotExact` there.
+    """
     x, context = case.batch(3)
 
     def call(*values: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -294,6 +347,12 @@ def density_gradients(case: DistributionCase) -> None:
     if case.distribution.has_rsample and not case.discrete:
         trained = copy.deepcopy(case.distribution).train()
         check_gradients(trained, [trained.rsample((3,), context, generator=case.generator())], "rsample")
+    elif not case.distribution.has_rsample:
+        try:
+            case.distribution.rsample((3,), context)
+        except NotExact:
+            return
+        raise Finding("has_rsample is False, so rsample should raise NotExact")
 
 
 @of_distributions("a branch on values, a `.item()`, a boolean mask: what breaks the graph", name="compiles")

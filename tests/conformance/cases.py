@@ -597,7 +597,64 @@ DISTRIBUTIONS = [
     DistributionRow(name="Normal-image", make=lambda: fk.Normal((2, 3, 4))),
     DistributionRow(name="Logistic", make=lambda: fk.Logistic((1,), loc=-2.0, scale=3.0)),
     DistributionRow(name="Logistic-two", make=lambda: fk.Logistic((2, 1))),
+    DistributionRow(
+        name="Normal-trainable",
+        make=lambda: fk.Normal((2,), loc=torch.tensor([3.0, 0.0]), scale=0.2, trainable=True),
+    ),
+    DistributionRow(name="Logistic-trainable", make=lambda: fk.Logistic((2,), scale=2.0, trainable=True)),
+    DistributionRow(name="StudentT", make=lambda: fk.StudentT((1,), df=3.0, loc=2.0, scale=0.1)),
+    DistributionRow(
+        name="StudentT-trainable",
+        make=lambda: fk.StudentT((2,), df=torch.tensor([4.0, 300.0]), loc=-1.0, trainable=True),
+    ),
+    DistributionRow(
+        name="MultivariateNormal",
+        make=lambda: fk.MultivariateNormal(2, loc=5.0, covariance=torch.tensor([[4.0, 1.9], [1.9, 1.0]])),
+    ),
+    DistributionRow(name="MultivariateNormal-trainable", make=lambda: fk.MultivariateNormal((2,), trainable=True)),
+    DistributionRow(name="MultivariateNormal-rows", make=lambda: fk.MultivariateNormal((2, 3), trainable=True)),
+    DistributionRow(
+        name="Mixture-StudentT",
+        make=lambda: fk.Mixture(
+            fk.StudentT((2, 1), df=torch.tensor([[3.0], [9.0]]), loc=torch.tensor([[-2.0], [1.0]])), weights=[1.0, 3.0]
+        ),
+    ),
+    DistributionRow(
+        name="Mixture-full-covariances",
+        make=lambda: fk.Mixture(fk.MultivariateNormal((3, 2), loc=2 * torch.randn(3, 2), trainable=True)),
+        options={"perturb": 0.5},
+    ),
+    DistributionRow(name="MixtureOfNormals", make=lambda: fk.MixtureOfNormals((2,), components=4, spread=2.0)),
+    DistributionRow(name="MixtureOfNormals-image", make=lambda: fk.MixtureOfNormals((2, 1, 3), components=2)),
+    DistributionRow(
+        name="Given-Normal",
+        make=lambda: fk.Given(fk.Normal((2,), loc=1.0, scale=0.5), mlp((3,), (2, 2)), context_ndim=1),
+        context=(3,),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Given-StudentT-trainable",
+        make=lambda: fk.Given(fk.StudentT((1,), df=5.0, trainable=True), mlp((3,), (1, 3)), context_ndim=1),
+        context=(3,),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Given-MultivariateNormal",
+        make=lambda: fk.Given(fk.MultivariateNormal(2), mlp((2, 2), (5,)), context_ndim=2),
+        context=(2, 2),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Given-Mixture",
+        make=lambda: fk.Given(fk.MixtureOfNormals((1,), 3, trainable=False), mlp((3,), (9,)), context_ndim=1),
+        context=(3,),
+        options={"perturb": 0.3},
+    ),
     DistributionRow(name="Uniform", make=lambda: fk.Uniform((1,)), options={"bounds": (0.0, 1.0)}),
+    DistributionRow(
+        name="Uniform-box",
+        make=lambda: fk.Uniform((2, 2), torch.tensor([[-1.0], [0.0]]), torch.tensor([3.0, 0.5])),
+    ),
     DistributionRow(name="Uniform-two", make=lambda: fk.Uniform((2,), -1.0, 3.0), options={"bounds": (-1.0, 3.0)}),
     DistributionRow(
         name="Flow",
@@ -624,6 +681,21 @@ DISTRIBUTIONS = [
                 fk.FromContext(Affine(), mlp((4,), (2, 2)), event_ndim=1),
             ),
             fk.Normal((2,)),
+            context_net=mlp((3,), (4,)),
+            context_shape=(3,),
+        ),
+        context=(3,),
+        options={"perturb": 0.3},
+    ),
+    DistributionRow(
+        name="Flow-on-a-mixture",
+        make=lambda: fk.Flow(fk.LULinear(2), fk.MixtureOfNormals((2,), components=3, spread=2.0)),
+    ),
+    DistributionRow(
+        name="Flow-on-a-conditional-base",
+        make=lambda: fk.Flow(
+            fk.AffineCoupling(mlp((1,), (1, 2), context=4), dim=-1, log_scale_bound=1.0),
+            fk.Given(fk.Normal((2,)), mlp((4,), (2, 2)), context_ndim=1),
             context_net=mlp((3,), (4,)),
             context_shape=(3,),
         ),

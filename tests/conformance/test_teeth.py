@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import flowkit as fk
-from flowkit.distribution import as_shape
+from flowkit.arguments import as_shape
 from flowkit.testing import ConformanceError, check_distribution, check_transform
 
 
@@ -406,7 +406,36 @@ class GlobalNoise(fk.Normal):
 
 class NoiseInFloat32(fk.Normal):
     def rsample(self, sample_shape=(), context=None, *, generator=None):
-        return super().rsample(sample_shape, generator=generator).float()
+        return super().rsample(sample_shape, context, generator=generator).float()
+
+
+class SwallowsContext(fk.Normal):
+    def log_prob(self, x, context=None, *, generator=None):
+        return super().log_prob(x)
+
+
+class OneContextEach(fk.Given):
+    """Takes the first batch dims of x for those of the context."""
+
+    def __init__(self):
+        super().__init__(fk.Normal(2), nn.Linear(3, 4), context_ndim=1)
+
+    def log_prob(self, x, context=None, *, generator=None):
+        log_prob = super().log_prob(x, context)
+        return log_prob.reshape(x.shape[:-1]) if log_prob.numel() == x[..., 0].numel() else log_prob.flatten()
+
+
+class OffersNoGradient(fk.Normal):
+    """Its samples have none, and `rsample` gives them all the same."""
+
+    has_rsample = False
+
+    def __init__(self):
+        super().__init__(2, trainable=True)
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        self._refuse(context)
+        return self.draw(as_shape(sample_shape), self.own_parameters(), generator).detach()
 
 
 class LevelsForgotten(fk.UniformDequantizer):
@@ -433,10 +462,14 @@ def dequantized():
         (lambda: Broadcasts((3,)), "shape_errors"),
         (lambda: GlobalNoise((3,)), "noise"),
         (lambda: NoiseInFloat32((3,)), "dtypes"),
+        (lambda: SwallowsContext((3,)), "shape_errors"),
+        (OneContextEach, "density_shapes"),
+        (OffersNoGradient, "gradients"),
         (dequantized, "bound_is_below"),
     ],
 )
 def test_planted_fault_of_a_distribution_is_named(distribution, property):
     with pytest.raises(ConformanceError) as caught:
-        check_distribution(distribution())
+        part = distribution()
+        check_distribution(part, context=None if part.context_ndim is None else torch.randn(8, 3))
     assert caught.value.property == property, str(caught.value)
