@@ -22,7 +22,18 @@ def test_public_names_are_frozen():
     assert all(hasattr(fk, name) for name in fk.__all__)
 
 
-PACKAGES = [fk, fk.bijectors, fk.distributions, fk.functional, fk.maps, fk.metrics, fk.nets, fk.surjections, fk.zoo]
+PACKAGES = [
+    fk,
+    fk.bijectors,
+    fk.distributions,
+    fk.functional,
+    fk.losses,
+    fk.maps,
+    fk.metrics,
+    fk.nets,
+    fk.surjections,
+    fk.zoo,
+]
 TOOLS = [testing, train, config, train.data, train.schedules]
 PUBLIC = [(package, name) for package in [*PACKAGES, *TOOLS] for name in package.__all__]
 

@@ -30,6 +30,7 @@ FLOORS = {
     "flow": 3,
     "checkpointing": 3,
     "initialization": 3,
+    "losses": 3,
     "metrics": 3,
     "testing": 3,
     "zoo": 4,

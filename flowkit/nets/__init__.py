@@ -2,6 +2,7 @@
 
 from flowkit.nets.conv import ConvNet, ResidualConvNet, ZeroConv2d
 from flowkit.nets.gated import GatedAttention, GatedConv, GatedConvAttention, GatedMaxout, ImageContext
+from flowkit.nets.labels import ClassContext, VectorContext
 from flowkit.nets.layers import ChannelNorm, Conv2d
 from flowkit.nets.made import MADE
 from flowkit.nets.mlp import MLP
@@ -10,6 +11,7 @@ __all__ = [
     "MADE",
     "MLP",
     "ChannelNorm",
+    "ClassContext",
     "Conv2d",
     "ConvNet",
     "GatedAttention",
@@ -18,5 +20,6 @@ __all__ = [
     "GatedMaxout",
     "ImageContext",
     "ResidualConvNet",
+    "VectorContext",
     "ZeroConv2d",
 ]

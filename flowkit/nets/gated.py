@@ -154,14 +154,15 @@ class GatedConvAttention(nn.Module):
         filters: width of the trunk.
         blocks: gated blocks.
         heads: attention heads; `filters` is a multiple of them.
-        context: channels of a context image of the same h and w; 0 for none.
+        context: channels of a context image of the same h and w, or of one pixel that goes to all of them; 0 for none.
         dropout: probability, before the second map of each gated convolution and attention.
         attention: "softmax"; "maxout" for the paper's ablation, each pixel by itself with as many parameters; "none".
         weight_norm: whether convolutions and linear maps have weight norm (published for ImageNet 32 alone).
         final_concat_elu: whether a concat-ELU precedes the last convolution (published outside CIFAR-10).
 
     Shapes:
-        half: (*batch, C, h, w); context: (*leading dims of batch, context, h, w); output: (*batch, C, h, w, out).
+        half: (*batch, C, h, w); context: (*leading dims of batch, context, h, w), or (..., context, 1, 1); output:
+        (*batch, C, h, w, out).
 
     Raises:
         ShapeError: if the half or the context does not fit.
@@ -211,22 +212,12 @@ class GatedConvAttention(nn.Module):
         batch = half.shape[:-3]
         x = half.reshape(batch.numel(), *self.shape)
         x = self.enter(x)
-        context = self._flat_context(context, batch) if self.context else None
+        context = flat_context("GatedConvAttention", context, self.context, self.shape[1:], batch)
         for block in self.blocks:
             x = block(x, self.positions, context)
         x = self.exit(concat_elu(x) if self.final_concat_elu else x)
         # The data channel is the slow index of the outputs.
         return x.unflatten(1, (self.shape[0], self.out)).movedim(2, -1).reshape(*batch, *self.shape, self.out)
-
-    def _flat_context(self, context: Tensor | None, batch: torch.Size) -> Tensor:
-        """The context with the half's batch, flat. The half may have more batch dims, to the right: a pair axis."""
-        event = (self.context, *self.shape[1:])
-        if context is None or tuple(context.shape[-3:]) != event or context.ndim - 3 > len(batch):
-            came = "is missing" if context is None else f"has shape {tuple(context.shape)}"
-            raise ShapeError(f"GatedConvAttention: context {came}, wanted (*batch, {', '.join(map(str, event))})")
-        leading = context.shape[:-3]
-        aligned = context.reshape(*leading, *[1] * (len(batch) - len(leading)), *event)
-        return aligned.expand(*batch, *event).reshape(batch.numel(), *event)
 
 
 class ImageContext(nn.Module):
@@ -235,12 +226,14 @@ class ImageContext(nn.Module):
     Args:
         shape: (C, H, W) of the image, W even.
         out: channels of the context it gives.
+        context: channels of a context of its own, such as a class, which every block reads; 0 for none.
         blocks: gated blocks.
         heads, dropout, attention, norm, weight_norm: as in `GatedConvAttention`; without `norm` the blocks have no
             norm over channels.
 
     Shapes:
-        x: (*batch, C, H, W), in [-0.5, 0.5); output: (*batch, out, H, W/2).
+        x: (*batch, C, H, W), in [-0.5, 0.5); context: (*leading dims of batch, context, H, W/2), or
+        (..., context, 1, 1); output: (*batch, out, H, W/2).
 
     Raises:
         ShapeError: if x does not fit.
@@ -256,32 +249,60 @@ class ImageContext(nn.Module):
         out: int = 32,
         blocks: int = 3,
         heads: int = 4,
+        context: int = 0,
         dropout: float = 0.0,
         attention: Attention = "none",
         norm: bool = False,
         weight_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = _image_shape("ImageContext", shape)
+        self.shape, self.context = _image_shape("ImageContext", shape), context
+        if context and not blocks:
+            raise ValueError("ImageContext: blocks is 0, but it is the blocks that read a context")
         channels, height, width = self.shape
         attends = attention != "none"
         self.positions = nn.Parameter(0.01 * torch.randn(out, height, width // 2)) if attends else None
         self.enter = Conv2d(2 * channels, out, 3, weight_norm=weight_norm)
         self.blocks = nn.ModuleList(
-            GatedBlock(out, heads, attention, norm=norm, kernel=3, dropout=dropout, weight_norm=weight_norm)
+            GatedBlock(
+                out, heads, attention, norm=norm, context=context, kernel=3, dropout=dropout, weight_norm=weight_norm
+            )
             for _ in range(blocks)
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if tuple(x.shape[-3:]) != self.shape:
             raise ShapeError(f"ImageContext: x has shape {tuple(x.shape)}, wanted (*batch, {self.shape})")
-        return flatten_batch(self._read, pair_columns(x).flatten(-4, -3), 3)
+        halves = pair_columns(x).flatten(-4, -3)
+        context = flat_context("ImageContext", context, self.context, halves.shape[-2:], x.shape[:-3])
+        return flatten_batch(lambda flat: self._read(flat, context), halves, 3)
 
-    def _read(self, halves: Tensor) -> Tensor:
+    def _read(self, halves: Tensor, context: Tensor | None) -> Tensor:
         x = self.enter(halves)
         for block in self.blocks:
-            x = block(x, self.positions)
+            x = block(x, self.positions, context)
         return x
+
+
+def flat_context(
+    net: str, context: Tensor | None, channels: int, pixels: Sequence[int], batch: torch.Size
+) -> Tensor | None:
+    """A context image with one batch dim, that of `batch` flattened; None for a net of 0 channels of context.
+
+    The batch may have more dims than the context's, to the right: a pair axis. A context of one pixel stays one.
+
+    Raises:
+        ShapeError: if it is missing, or does not fit.
+    """
+    if not channels:
+        return None
+    event = (channels, *pixels)
+    came = "is missing" if context is None else f"has shape {tuple(context.shape)}"
+    if context is None or context.shape[-3:] not in (event, (channels, 1, 1)) or context.ndim - 3 > len(batch):
+        raise ShapeError(f"{net}: context {came}, wanted (*batch, {', '.join(map(str, event))}), or one pixel of it")
+    leading, event = context.shape[:-3], context.shape[-3:]
+    aligned = context.reshape(*leading, *[1] * (len(batch) - len(leading)), *event)
+    return aligned.expand(*batch, *event).reshape(batch.numel(), *event)
 
 
 def _image_shape(net: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -78,7 +78,15 @@ class Conv2d(nn.Module):
 
     @torch.no_grad()
     def initialize_(self, x: Tensor) -> None:
-        """Set scale and bias from the response to x."""
+        """Set scale and bias from the response to x.
+
+        Raises:
+            ValueError: if x is one pixel, a class say, that is the same in every example: nothing to scale by.
+        """
+        if x[0].numel() == x.shape[1] and bool((x == x[:1]).all()):
+            raise ValueError(
+                f"Conv2d: all {len(x)} inputs are one and the same pixel, wanted several to initialize from"
+            )
         # A gain continues from what it is; a plain weight starts from its response without bias.
         response = self._respond(x, None if self.gain is None else self.bias)
         variance, mean = torch.var_mean(response, dim=(0, 2, 3), correction=0)

@@ -1,7 +1,7 @@
 """Flow++ (Ho, Chen, Srinivas, Duan, Abbeel, 2019, https://arxiv.org/abs/1902.00275), assembled from the parts.
 
 Beside the paper: section 3.1 is `dequantizer`, 3.2 is `step`, and the whole is `assemble`; the published sizes stand
-at the end as `CONFIGS`.
+at the end as `CONFIGS`. What the paper does not have is `condition`, the class or vector that a model may be given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flowkit.bijectors import ActNorm, Conv1x1, Coupling, Flip, Logit, PairChann
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
 from flowkit.maps import Affine, MixLogistic
-from flowkit.nets import GatedConvAttention, ImageContext
+from flowkit.nets import ClassContext, GatedConvAttention, ImageContext, VectorContext
 from flowkit.nets.gated import Attention
 from flowkit.surjections import UniformDequantizer, VariationalDequantizer
 from flowkit.transform import Chain, Map, Transform, within
@@ -35,6 +35,7 @@ def dequantizer(config: FlowppConfig) -> Transform:
     encoder = ImageContext(
         config.shape,
         out=config.context_filters,
+        context=config.condition_filters,
         blocks=config.context_blocks,
         heads=config.heads,
         dropout=config.dropout,
@@ -54,7 +55,7 @@ def step(pair: tuple[int, ...], config: FlowppConfig, *, dequantizing: bool = Fa
         filters=(config.dequant_filters if dequantizing else None) or config.filters,
         blocks=config.dequant_blocks if dequantizing else config.blocks,
         heads=config.heads,
-        context=config.context_filters if dequantizing else 0,
+        context=config.context_filters if dequantizing else config.condition_filters,
         dropout=config.dropout,
         attention=config.dequant_attention if dequantizing else config.attention,
         weight_norm=config.weight_norm,
@@ -78,7 +79,19 @@ def assemble(config: FlowppConfig) -> Flow:
             parts[name] = within(PairChannels(), *(step((2, c // 2, h, w), config) for _ in range(count)))
         else:
             parts[name] = Chain(*(Squeeze(color_fastest=True) for _ in range(count)))
-    return Flow(Chain(**parts), base=Normal(latent))
+    return Flow(Chain(**parts), base=Normal(latent), **condition(config))
+
+
+def condition(config: FlowppConfig) -> dict[str, Any]:
+    """Beyond the paper: a class or a vector, embedded once, for every gated block of the main flow and the encoder."""
+    if config.classes:
+        return {"context_net": ClassContext(config.classes, config.condition_filters), "context_shape": ()}
+    if config.vector:
+        return {
+            "context_net": VectorContext(config.vector, config.condition_filters),
+            "context_shape": (config.vector,),
+        }
+    return {}
 
 
 def flowpp(pretrained: str | None = None, *, config: str | None = None, **overrides: Any) -> Flow:
@@ -94,7 +107,8 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
         overrides: fields of `FlowppConfig`, to change a size.
 
     Shapes:
-        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch).
+        x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch). The context of a conditional model is
+        labels (*batch), with `classes`, or vectors (*batch, vector); `initialize` wants several of them in its batch.
 
     Raises:
         ValueError: for an unknown name, an impossible size, or a config beside `pretrained`.
@@ -106,6 +120,9 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
     >>> flow = flowpp(config="digits", filters=8, blocks=1)
     >>> flow.sample((2,)).shape, flow.exact
     (torch.Size([2, 1, 8, 8]), False)
+    >>> conditional = flowpp(config="digits", filters=8, blocks=1, classes=10)
+    >>> conditional.sample((2,), torch.arange(10)).shape
+    torch.Size([2, 10, 1, 8, 8])
     """
     if pretrained is None:
         return assemble(configuration(config or "cifar10", **overrides))
@@ -155,6 +172,9 @@ class FlowppConfig:
         context_blocks: gated blocks of the net that reads it.
         context_norm: whether those blocks have norm over channels.
         context_attention: as `attention`.
+        classes: labels that a class-conditional model tells apart, 0 for none. The whole model is conditional on them.
+        vector: in place of `classes`, the size of the vector that the whole model is conditional on; 0 for none.
+        embedding: channels of the embedded class or vector.
     """
 
     shape: tuple[int, int, int] = (3, 32, 32)
@@ -178,6 +198,14 @@ class FlowppConfig:
     context_blocks: int = 3
     context_norm: bool = False
     context_attention: Attention = "none"
+    classes: int = 0
+    vector: int = 0
+    embedding: int = 32
+
+    @property
+    def condition_filters(self) -> int:
+        """Channels of what a conditional model is conditional on; 0 if it is not."""
+        return self.embedding if self.classes or self.vector else 0
 
     def __post_init__(self) -> None:
         shape = tuple(whole(size) or 0 for size in self.shape) if isinstance(self.shape, Sequence) else ()
@@ -185,8 +213,15 @@ class FlowppConfig:
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"flowpp: shape is {self.shape}, wanted (C, H, W), three whole numbers above 0")
         object.__setattr__(self, "shape", shape)
-        at_least = dict.fromkeys(("filters", "blocks", "heads", "dequant_blocks", "context_filters"), 1)
-        at_least |= {"levels": 2, "components": 0, "dequant_couplings": 1, "context_blocks": 0}
+        at_least = dict.fromkeys(("filters", "blocks", "heads", "dequant_blocks", "context_filters", "embedding"), 1)
+        at_least |= {
+            "levels": 2,
+            "components": 0,
+            "dequant_couplings": 1,
+            "context_blocks": 0,
+            "classes": 0,
+            "vector": 0,
+        }
         for name, least in at_least.items():
             value = whole(getattr(self, name))
             if value is None or value < least:
@@ -207,6 +242,10 @@ class FlowppConfig:
                 raise ValueError(f"flowpp: {name} is {width}, wanted a multiple of heads, {self.heads}")
         if self.variational and shape[2] % 2:
             raise ValueError(f"flowpp: shape is {shape}, width {shape[2]} is odd and has no two column halves")
+        if self.classes and self.vector:
+            raise ValueError(f"flowpp: classes is {self.classes} and vector is {self.vector}, wanted one of them at 0")
+        if self.condition_filters and self.variational and not self.context_blocks:
+            raise ValueError("flowpp: context_blocks is 0, wanted at least 1 to tell the dequantizer the condition")
         self.stages()
 
     def stages(self) -> list[tuple[str, int, tuple[int, int, int]]]:

@@ -268,3 +268,102 @@ def test_identity_dequantizer_has_the_entropy_of_its_noise():
     _, term = dequantize(torch.randint(256, (4001, 1, 8, 8)))
     share = ((term + 64 * math.log(256)) * weights).sum() / (64 * math.log(2))
     assert abs(share + 0.278700) < 1e-6
+
+
+SMALL = {
+    "config": "digits",
+    "filters": 4,
+    "heads": 2,
+    "blocks": 1,
+    "components": 2,
+    "context_filters": 4,
+    "embedding": 3,
+}
+
+
+@pytest.fixture(params=["classes", "vector"])
+def conditional(request):
+    """A conditional model and a batch of images with their contexts."""
+    torch.manual_seed(0)
+    flow = flowpp(**SMALL, **{request.param: 5}, dropout=0.0)
+    context = torch.arange(6) % 5 if request.param == "classes" else torch.randn(6, 5)
+    return perturb(flow), torch.randint(17, (6, 1, 8, 8)), context
+
+
+def test_conditional_samples_and_scores_have_the_batch_of_the_context(conditional):
+    flow, x, context = conditional
+    flow.eval()
+    assert tuple(flow.event_shape) == (1, 8, 8)
+    assert flow.sample((2,), context).shape == (2, 6, 1, 8, 8) and flow.sample((), context[0]).shape == (1, 8, 8)
+    assert flow.log_prob(x, context).shape == (6,)
+    assert flow.log_prob(x[0], context).shape == flow.log_prob(x, context[0]).shape == (6,)
+    assert flow.log_prob(x, context.unsqueeze(0).expand(2, *context.shape)).shape == (2, 6)
+    bits = fk.metrics.bits_per_dim(flow, x, context, draws=2, generator=torch.Generator().manual_seed(0))
+    assert bits.shape == (6,) and bits.isfinite().all()
+    z = flow.to_latent(x, context)
+    assert torch.equal(flow.from_latent(z, context), x)
+
+
+def test_the_condition_reaches_every_conditioner_and_the_encoder(conditional):
+    """Each net that has a gated block answers to it; its embedding and all other parameters learn from it."""
+    flow, x, context = conditional
+    flow.train()
+    log_prob = flow.log_prob(x, context, generator=torch.Generator().manual_seed(0))
+    other = flow.log_prob(x, context.roll(2, 0), generator=torch.Generator().manual_seed(0))
+    assert ((log_prob - other).abs() > 1e-4).all()
+    log_prob.sum().backward()
+    for name, parameter in flow.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.abs().sum() > 0 or name.endswith("positions"), name
+    condition = torch.randn(6, 3, 1, 1)
+    main = [
+        net for name, net in flow.named_modules() if isinstance(net, fk.nets.GatedConvAttention) and "noise" not in name
+    ]
+    assert len(main) == 9
+    for net in main:
+        half = torch.randn(6, *net.shape)
+        assert not torch.allclose(net(half, condition), net(half, condition.flip(0)))
+    encoder, half = flow.transform["dequantize"].encoder, torch.rand(6, 1, 8, 8) - 0.5
+    assert not torch.allclose(encoder(half, condition), encoder(half, condition.flip(0)))
+
+
+def test_a_condition_of_one_pixel_is_that_of_all_pixels():
+    torch.manual_seed(0)
+    net = perturb(fk.nets.GatedConvAttention((1, 4, 2), out=2, filters=8, blocks=2, context=3))
+    half, condition = torch.randn(5, 1, 4, 2), torch.randn(5, 3, 1, 1)
+    torch.testing.assert_close(net(half, condition), net(half, condition.expand(5, 3, 4, 2)))
+
+
+def test_conditional_models_are_initialized_and_compiled():
+    few = {"layout": (("columns", 1), ("squeeze", 1), ("channels", 1)), "dequant_couplings": 1}
+    flow = flowpp(**SMALL, **few, classes=5, dropout=0.0)
+    x, context = torch.randint(17, (6, 1, 8, 8)), torch.arange(6) % 5
+    fk.initialize(flow, x, context)
+    torch.compiler.reset()
+    compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
+    scores = []
+    for model in (flow, compiled):
+        torch.manual_seed(1)
+        scores.append(model(x, context))
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-4)
+
+
+def test_one_class_alone_does_not_initialize_a_conditional_model():
+    flow = flowpp(**SMALL, classes=5)
+    with pytest.raises(ValueError, match="all 6 inputs are one and the same pixel"):
+        fk.initialize(flow, torch.randint(17, (6, 1, 8, 8)), torch.full((6,), 2))
+
+
+def test_wrong_labels_and_vectors_are_refused():
+    flow, x = flowpp(**SMALL, classes=5), torch.zeros(2, 1, 8, 8, dtype=torch.long)
+    with pytest.raises(fk.DomainError, match="labels go from 1 to 5, wanted integers from 0 to 4"):
+        flow.log_prob(x, torch.tensor([1, 5]))
+    with pytest.raises(fk.DomainError, match="labels are torch.float32, wanted integers from 0 to 4"):
+        flow.sample((), torch.zeros(2))
+    with pytest.raises(fk.ShapeError, match="context is missing"):
+        flow.log_prob(x)
+    with pytest.raises(fk.ShapeError, match=r"context has shape \(2, 4\), wanted \(\*batch, 5\)"):
+        flowpp(**SMALL, vector=5).log_prob(x, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="classes is 5 and vector is 5"):
+        flowpp(**SMALL, classes=5, vector=5)
+    with pytest.raises(ValueError, match="context_blocks is 0, wanted at least 1 to tell"):
+        flowpp(**SMALL, classes=5, context_blocks=0)
