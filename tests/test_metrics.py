@@ -259,3 +259,91 @@ def test_samples_have_the_exact_frequencies(name):
     error = 5 * (exact.exp() * (1 - exact.exp()) / count).sqrt()
     assert ((found - exact.exp()) > -error).all()
     assert outside or ((found - exact.exp()) < error).all()
+
+
+# Entropy and divergence
+
+
+def normals():
+    lower = torch.tensor([[1.0, 0.0], [0.8, 0.5]], dtype=torch.float64)
+    p = fk.MultivariateNormal(2, torch.tensor([1.0, 0.0]).double(), scale_tril=lower)
+    q = fk.Normal(2, scale=torch.tensor([2.0, 1.0]).double())
+    return p, q, torch.distributions.MultivariateNormal(p.loc, scale_tril=lower)
+
+
+def test_estimates_and_their_errors_are_calibrated():
+    """Over 200 seeds the deviations from the closed form, in standard errors, have mean 0 and deviation 1."""
+    p, q, reference = normals()
+    other = torch.distributions.MultivariateNormal(q.loc.expand(2), scale_tril=torch.diag(q.scale))
+    divergence = torch.distributions.kl_divergence(reference, other)
+    scores = []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        entropy = fk.metrics.entropy(p, draws=500, chunk=128, generator=generator)
+        kl = fk.metrics.kl_divergence(p, q, draws=500, generator=generator)
+        scores.append([
+            (entropy.mean - reference.entropy()) / entropy.standard_error,
+            (kl.mean - divergence) / kl.standard_error,
+        ])  # fmt: skip
+    scores = torch.tensor(scores)
+    assert scores.mean(0).abs().max() < 4 / math.sqrt(200)
+    assert (scores.std(0) - 1).abs().max() < 0.2
+
+
+def test_chunks_change_memory_and_not_the_estimate():
+    p, q, _ = normals()
+    for chunk in (1, 7, 64, 1000):
+        found = fk.metrics.kl_divergence(p, q, draws=64, chunk=chunk, generator=torch.Generator().manual_seed(0))
+        x = torch.cat([
+            p.sample((min(chunk, 64 - start),), generator=generator)
+            for generator in [torch.Generator().manual_seed(0)] for start in range(0, 64, chunk)
+        ])  # fmt: skip
+        terms = p.log_prob(x) - q.log_prob(x)
+        torch.testing.assert_close(found.mean, terms.mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.standard_error, terms.std() / 8, rtol=1e-12, atol=1e-12)
+
+
+def test_a_tiny_error_on_a_large_mean_is_kept():
+    """Entropies of 1e6 with a deviation of order 1: differences of sums of squares in float32 would lose it."""
+    p = fk.Normal(3, scale=math.exp(80.0)).double()
+    found = fk.metrics.entropy(p, draws=4000, chunk=100, generator=torch.Generator().manual_seed(0))
+    assert found.standard_error * math.sqrt(4000) == pytest.approx(math.sqrt(1.5), rel=0.05)
+
+
+def test_conditional_estimates_have_the_batch_of_the_context():
+    base = fk.Given(fk.Normal(2), torch.nn.Embedding(3, 4), context_ndim=0)
+    with torch.no_grad():
+        base.net.weight.copy_(torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 1], [5, 0, 5, 0]]))  # (loc, log-scale) each
+    labels = torch.arange(3)
+    entropy = fk.metrics.entropy(base, labels, draws=4000, generator=torch.Generator().manual_seed(0))
+    wanted = 1 + math.log(2 * math.pi) + torch.tensor([0.0, 2.0, 0.0])
+    assert entropy.mean.shape == (3,) and ((entropy.mean - wanted).abs() < 4 * entropy.standard_error).all()
+    standard = fk.Normal(2)
+    kl = fk.metrics.kl_divergence(base, standard, labels, draws=4000, generator=torch.Generator().manual_seed(0))
+    wanted = torch.tensor([0.0, 2 * (math.e**2 - 1) / 2 - 2, 25.0])
+    assert ((kl.mean - wanted).abs() <= 4 * kl.standard_error + 1e-6).all()
+    # The other way round, draws of one density meet every context.
+    kl = fk.metrics.kl_divergence(standard, base, labels, draws=4000, generator=torch.Generator().manual_seed(0))
+    wanted = torch.tensor([0.0, 2 * (math.e**-2 - 1) / 2 + 2, 25.0])
+    assert ((kl.mean - wanted).abs() <= 4 * kl.standard_error + 1e-6).all()
+
+
+def test_a_divergence_without_bound_is_infinite():
+    found = fk.metrics.kl_divergence(fk.Normal(1), fk.Uniform(1), draws=100, chunk=10)
+    assert found.mean == torch.inf and found.standard_error == torch.inf
+
+
+def test_estimates_want_exact_densities_and_enough_draws():
+    bound = fk.Flow(fk.UniformDequantizer(4), fk.Uniform(1))
+    with pytest.raises(fk.NotExact, match="entropy: distribution has only a bound"):
+        fk.metrics.entropy(bound, draws=10)
+    with pytest.raises(fk.NotExact, match="kl_divergence: q has only a bound"):
+        fk.metrics.kl_divergence(fk.Uniform(1), bound, draws=10)
+    with pytest.raises(ValueError, match="draws is 1, wanted a whole number of at least 2"):
+        fk.metrics.entropy(fk.Normal(1), draws=1)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        fk.metrics.entropy(fk.Normal(1), draws=10, chunk=0)
+    with pytest.raises(fk.ShapeError, match="neither p nor q is conditional"):
+        fk.metrics.kl_divergence(fk.Normal(1), fk.Normal(1), torch.zeros(3), draws=10)
+    with pytest.raises(fk.ShapeError, match="x has shape"):
+        fk.metrics.kl_divergence(fk.Normal(1), fk.Normal(2), draws=10)

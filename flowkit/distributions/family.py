@@ -22,7 +22,7 @@ Parameters = dict[str, Tensor]
 class Family(Distribution):
     """Densities of one form, told apart by named parameters; pieces of the event are independent.
 
-    A subclass hands its parameters to `__init__`, names the positive ones, and writes `_log_density` and `_draw` in
+    A subclass hands its parameters to `__init__`, names the positive ones, and writes `pieces` and `draw` in
     terms of them. It then works with constants, with trained parameters, under `Given` and in a `Mixture`.
 
     Trained parameters are in the state dict: a real one under its name, a positive one as its logarithm, `log_` and its
@@ -46,7 +46,7 @@ class Family(Distribution):
         self._names = tuple(parameters)
         tensors = {}
         for name, value in parameters.items():
-            tensor = as_parameter(type(self).__name__, name, value, self._shape_of(name))
+            tensor = as_parameter(type(self).__name__, name, value, self.shape_of(name))
             if name in self.positive and tensor.device.type != "meta" and not (tensor > 0).all():
                 raise DomainError(f"{type(self).__name__}: {name} is {value}, wanted positive and finite")
             tensors[name] = tensor
@@ -59,25 +59,25 @@ class Family(Distribution):
                 # Constants of the construction, not of training: no place in the state dict.
                 self.register_buffer(f"_{name}" if name in self.positive else name, tensor, persistent=False)
                 continue
-            tensor = tensor.detach().expand(self._shape_of(name)).clone()
+            tensor = tensor.detach().expand(self.shape_of(name)).clone()
             if name in self.positive:
                 self.register_parameter(f"log_{name}", nn.Parameter(tensor.log()))
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
 
     @abstractmethod
-    def _log_density(self, x: Tensor, parameters: Parameters) -> Tensor:
+    def pieces(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Log-density of every piece: the joint batch, and the event without its `own_ndim` rightmost dims."""
 
     @abstractmethod
-    def _draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         """Draws of this shape, batch and event; the parameters broadcast to it."""
 
-    def _shape_of(self, name: str) -> torch.Size:
+    def shape_of(self, name: str) -> torch.Size:
         """The shape of a parameter, at least; by default one for every element."""
         return self.event_shape
 
-    def _split(self, raw: Tensor) -> Parameters:
+    def split(self, raw: Tensor) -> Parameters:
         """What a net gave, (*batch, *params_shape), by name."""
         return dict(zip(self._names, raw.unbind(-1), strict=True))
 
@@ -95,7 +95,7 @@ class Family(Distribution):
         """The parameters as they are, by name, each of a shape that broadcasts to the event's."""
         return {name: self._value(name) for name in self._names}
 
-    def _is_positive(self, name: str) -> bool:
+    def is_positive(self, name: str) -> bool:
         return name in self.positive
 
     def moved_parameters(self, raw: Tensor) -> Parameters:
@@ -104,19 +104,15 @@ class Family(Distribution):
         Args:
             raw: (*batch, *params_shape); 0 moves nothing.
         """
-        own, moves = self.own_parameters(), self._split(raw)
+        own, moves = self.own_parameters(), self.split(raw)
         return {
-            name: value * moves[name].exp() if self._is_positive(name) else value + moves[name]
+            name: value * moves[name].exp() if self.is_positive(name) else value + moves[name]
             for name, value in own.items()
         }
 
     def log_density(self, x: Tensor, parameters: Parameters) -> Tensor:
         """Log-density at x (*batch, *event) under parameters whose batch broadcasts against that of x."""
-        return sum_rightmost(self._log_density(x, parameters), self.event_ndim - self.own_ndim)
-
-    def draw(self, batch: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
-        """Draws of this batch under parameters that broadcast to it: (*batch, *event)."""
-        return self._draw(batch + self.event_shape, parameters, generator)
+        return sum_rightmost(self.pieces(x, parameters), self.event_ndim - self.own_ndim)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
@@ -133,7 +129,7 @@ class Family(Distribution):
         if not self.has_rsample:
             return super().rsample(sample_shape, context, generator=generator)
         self._refuse(context)
-        return self.draw(as_shape(sample_shape), self.own_parameters(), generator)
+        return self.draw(as_shape(sample_shape) + self.event_shape, self.own_parameters(), generator)
 
     def _refuse(self, context: Tensor | None) -> None:
         if context is not None:
@@ -215,7 +211,7 @@ class Given(Distribution):
     ) -> Tensor:
         with torch.no_grad():
             parameters, batch = self._read(context)
-            return self.family.draw(as_shape(sample_shape) + batch, parameters, generator)
+            return self.family.draw(as_shape(sample_shape) + batch + self.event_shape, parameters, generator)
 
     def rsample(
         self,
@@ -227,7 +223,7 @@ class Given(Distribution):
         if not self.has_rsample:
             return super().rsample(sample_shape, context, generator=generator)
         parameters, batch = self._read(context)
-        return self.family.draw(as_shape(sample_shape) + batch, parameters, generator)
+        return self.family.draw(as_shape(sample_shape) + batch + self.event_shape, parameters, generator)
 
     def sample_and_log_prob(
         self,
@@ -239,7 +235,7 @@ class Given(Distribution):
         """Samples and their log-density; the net runs once."""
         parameters, batch = self._read(context)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.has_rsample):
-            x = self.family.draw(as_shape(sample_shape) + batch, parameters, generator)
+            x = self.family.draw(as_shape(sample_shape) + batch + self.event_shape, parameters, generator)
         return x, self.family.log_density(x, parameters)
 
     def extra_repr(self) -> str:

@@ -58,11 +58,11 @@ class LocationScale(Family):
     def _standard_draw(self, like: Tensor, generator: torch.Generator | None, parameters: Parameters) -> Tensor:
         """Draws of the standard element of the shape, dtype and device of `like`."""
 
-    def _log_density(self, x: Tensor, parameters: Parameters) -> Tensor:
+    def pieces(self, x: Tensor, parameters: Parameters) -> Tensor:
         loc, scale = parameters["loc"], parameters["scale"]
         return self._standard_log_prob((x - loc) / scale, parameters) - scale.log()
 
-    def _draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         loc = parameters["loc"]
         return loc + parameters["scale"] * self._standard_draw(loc.new_empty(()).expand(shape), generator, parameters)
 

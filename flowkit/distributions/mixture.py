@@ -58,7 +58,7 @@ class Mixture(Family):
             )
         event = family.event_shape[1:]
         self._components = torch.Size(family.event_shape[:1])
-        own = {key: value.expand(family._shape_of(key)) for key, value in family.own_parameters().items()}
+        own = {key: value.expand(family.shape_of(key)) for key, value in family.own_parameters().items()}
         if self._components[0] > 1 and all(_alike(value) for value in own.values()):
             raise ValueError(
                 f"{name}: all {self._components[0]} components are alike, and would stay so in training; "
@@ -87,21 +87,21 @@ class Mixture(Family):
         """The logits, then the family's own, flattened."""
         return torch.Size((self._components[0] + self.family.params_shape.numel(),))
 
-    def _shape_of(self, name: str) -> torch.Size:
-        return self._components if name == "logits" else self.family._shape_of(name)
+    def shape_of(self, name: str) -> torch.Size:
+        return self._components if name == "logits" else self.family.shape_of(name)
 
-    def _is_positive(self, name: str) -> bool:
-        return name != "logits" and self.family._is_positive(name)
+    def is_positive(self, name: str) -> bool:
+        return name != "logits" and self.family.is_positive(name)
 
     def own_parameters(self) -> Parameters:
         return {"logits": self.logits.expand(self._components), **self.family.own_parameters()}
 
-    def _split(self, raw: Tensor) -> Parameters:
+    def split(self, raw: Tensor) -> Parameters:
         logits, others = raw.tensor_split([self._components[0]], dim=-1)
-        return {"logits": logits, **self.family._split(others.unflatten(-1, self.family.params_shape))}
+        return {"logits": logits, **self.family.split(others.unflatten(-1, self.family.params_shape))}
 
-    def _log_density(self, x: Tensor, parameters: Parameters) -> Tensor:
-        pieces = self.family._log_density(x.unsqueeze(-1 - self.event_ndim), parameters)
+    def pieces(self, x: Tensor, parameters: Parameters) -> Tensor:
+        pieces = self.family.pieces(x.unsqueeze(-1 - self.event_ndim), parameters)
         terms = sum_rightmost(pieces, self.family.event_ndim - 1 - self.family.own_ndim)
         return torch.logsumexp(terms + parameters["logits"].log_softmax(-1), -1)
 
@@ -114,9 +114,9 @@ class Mixture(Family):
     ) -> Tensor:
         self._refuse(context)
         with torch.no_grad():
-            return self.draw(as_shape(sample_shape), self.own_parameters(), generator)
+            return self.draw(as_shape(sample_shape) + self.event_shape, self.own_parameters(), generator)
 
-    def _draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         batch = shape[: len(shape) - self.event_ndim]
         shares = parameters["logits"].softmax(-1)
         u = torch.rand(batch, dtype=shares.dtype, device=shares.device, generator=generator)
@@ -125,11 +125,11 @@ class Mixture(Family):
         for name, value in parameters.items():
             if name == "logits":
                 continue
-            full = self.family._shape_of(name)
+            full = self.family.shape_of(name)
             index = chosen.reshape(*batch, *[1] * len(full))
             taken = value.expand(*batch, *full).take_along_dim(index, dim=-len(full))
             of_chosen[name] = taken.squeeze(-len(full))
-        return self.family._draw(shape, of_chosen, generator)
+        return self.family.draw(shape, of_chosen, generator)
 
 
 class MixtureOfNormals(Mixture):

@@ -95,17 +95,17 @@ class MultivariateNormal(Family):
         parameters = self.own_parameters()
         return self._triangle(parameters)
 
-    def _shape_of(self, name: str) -> torch.Size:
+    def shape_of(self, name: str) -> torch.Size:
         *rows, size = self.event_shape
         return torch.Size((*rows, size * (size - 1) // 2)) if name == "lower" else self.event_shape
 
     @property
     def params_shape(self) -> torch.Size:
         """For each vector the location, the logarithm of the diagonal and what is below it, row by row."""
-        return torch.Size((*self.event_shape[:-1], sum(self._shape_of(name)[-1] for name in self._names)))
+        return torch.Size((*self.event_shape[:-1], sum(self.shape_of(name)[-1] for name in self._names)))
 
-    def _split(self, raw: Tensor) -> Parameters:
-        parts = raw.split([self._shape_of(name)[-1] for name in self._names], dim=-1)
+    def split(self, raw: Tensor) -> Parameters:
+        parts = raw.split([self.shape_of(name)[-1] for name in self._names], dim=-1)
         return dict(zip(self._names, parts, strict=True))
 
     def _triangle(self, parameters: Parameters) -> Tensor:
@@ -113,7 +113,7 @@ class MultivariateNormal(Family):
         zero = torch.zeros_like(diagonal[..., :1])
         return torch.cat([zero, diagonal, lower], dim=-1)[..., self.index]
 
-    def _log_density(self, x: Tensor, parameters: Parameters) -> Tensor:
+    def pieces(self, x: Tensor, parameters: Parameters) -> Tensor:
         factor, centred = self._triangle(parameters), x - parameters["loc"]
         dims = factor.ndim - 1
         if dims == self.event_ndim:
@@ -130,7 +130,7 @@ class MultivariateNormal(Family):
         columns = centred.reshape(batch.numel(), *centred.shape[centred.ndim - dims :]).movedim(0, -1)
         return torch.linalg.solve_triangular(factor, columns, upper=False).movedim(-1, 0).reshape(centred.shape)
 
-    def _draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
+    def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         factor, loc = self._triangle(parameters), parameters["loc"]
         u = torch.randn(shape, dtype=loc.dtype, device=loc.device, generator=generator)
         with full_precision(loc.device.type):

@@ -435,7 +435,7 @@ class OffersNoGradient(fk.Normal):
 
     def rsample(self, sample_shape=(), context=None, *, generator=None):
         self._refuse(context)
-        return self.draw(as_shape(sample_shape), self.own_parameters(), generator).detach()
+        return self.draw(as_shape(sample_shape) + self.event_shape, self.own_parameters(), generator).detach()
 
 
 class LevelsForgotten(fk.UniformDequantizer):
