@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowkit.arguments import image_shape
 from flowkit.errors import ShapeError
 from flowkit.nets.layers import Conv2d
 
@@ -53,7 +54,7 @@ class HalfNet(nn.Module):
 
     def __init__(self, shape: Sequence[int], out: int, filters: int, context: int) -> None:
         super().__init__()
-        self.shape, self.out, self.context = tuple(shape), out, context
+        self.shape, self.out, self.context = image_shape(type(self).__name__, shape), out, context
         self.embed = nn.Linear(context, filters) if context else None
 
     def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:

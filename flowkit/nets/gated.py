@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import image_shape
 from flowkit.errors import ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.rearrange import pair_columns
@@ -192,7 +192,7 @@ class GatedConvAttention(nn.Module):
         final_concat_elu: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.out, self.context = _image_shape("GatedConvAttention", shape), out, context
+        self.shape, self.out, self.context = image_shape("GatedConvAttention", shape), out, context
         channels, height, width = self.shape
         # One embedding for all blocks. Without attention nothing reads it: the published parameter count has it
         # all the same, and without a gradient it does not trouble DDP.
@@ -256,7 +256,7 @@ class ImageContext(nn.Module):
         weight_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.shape, self.context = _image_shape("ImageContext", shape), context
+        self.shape, self.context = image_shape("ImageContext", shape), context
         if context and not blocks:
             raise ValueError("ImageContext: blocks is 0, but it is the blocks that read a context")
         channels, height, width = self.shape
@@ -303,10 +303,3 @@ def flat_context(
     leading, event = context.shape[:-3], context.shape[-3:]
     aligned = context.reshape(*leading, *[1] * (len(batch) - len(leading)), *event)
     return aligned.expand(*batch, *event).reshape(batch.numel(), *event)
-
-
-def _image_shape(net: str, shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(as_shape(shape, f"{net}: shape"))
-    if len(sizes) != 3:
-        raise ShapeError(f"{net}: shape is {sizes}, wanted (C, H, W)")
-    return sizes

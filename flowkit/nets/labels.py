@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import whole
+from flowkit.arguments import count
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.eager import values_at_hand
 
@@ -33,11 +33,8 @@ class ClassContext(nn.Module):
 
     def __init__(self, classes: int, out: int) -> None:
         super().__init__()
-        for name, value in (("classes", classes), ("out", out)):
-            if (whole(value) or 0) < 1:
-                raise ValueError(f"ClassContext: {name} is {value!r}, wanted a whole number of at least 1")
-        self.classes = classes
-        self.embedding = nn.Embedding(classes, out)
+        self.classes = count("ClassContext", "classes", classes)
+        self.embedding = nn.Embedding(self.classes, count("ClassContext", "out", out))
 
     def forward(self, labels: Tensor) -> Tensor:
         wanted = f"wanted integers from 0 to {self.classes - 1}"

@@ -20,6 +20,7 @@ from flowkit.nets.gated import Attention
 from flowkit.surjections import UniformDequantizer, VariationalDequantizer
 from flowkit.transform import Chain, Map, Transform, within
 from flowkit.zoo import registry
+from flowkit.zoo.nice import vector_size
 
 __all__ = ["CONFIGS", "FlowppConfig", "flowpp"]
 
@@ -86,11 +87,9 @@ def condition(config: FlowppConfig) -> dict[str, Any]:
     """Beyond the paper: a class or a vector, embedded once, for every gated block of the main flow and the encoder."""
     if config.classes:
         return {"context_net": ClassContext(config.classes, config.condition_filters), "context_shape": ()}
-    if config.vector:
-        return {
-            "context_net": VectorContext(config.vector, config.condition_filters),
-            "context_shape": (config.vector,),
-        }
+    if config.context_shape:
+        net = VectorContext(config.context_shape[0], config.condition_filters)
+        return {"context_net": net, "context_shape": config.context_shape}
     return {}
 
 
@@ -108,7 +107,8 @@ def flowpp(pretrained: str | None = None, *, config: str | None = None, **overri
 
     Shapes:
         x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch). The context of a conditional model is
-        labels (*batch), with `classes`, or vectors (*batch, vector); `initialize` wants several of them in its batch.
+        labels (*batch), with `classes`, or vectors (*batch, size), with `context_shape`; `initialize` wants several of
+        them in its batch.
 
     Raises:
         ValueError: for an unknown name, an impossible size, or a config beside `pretrained`.
@@ -173,7 +173,7 @@ class FlowppConfig:
         context_norm: whether those blocks have norm over channels.
         context_attention: as `attention`.
         classes: labels that a class-conditional model tells apart, 0 for none. The whole model is conditional on them.
-        vector: in place of `classes`, the size of the vector that the whole model is conditional on; 0 for none.
+        context_shape: in place of `classes`, (size,) of a vector that the whole model is conditional on; None for none.
         embedding: channels of the embedded class or vector.
     """
 
@@ -199,13 +199,13 @@ class FlowppConfig:
     context_norm: bool = False
     context_attention: Attention = "none"
     classes: int = 0
-    vector: int = 0
+    context_shape: tuple[int] | None = None
     embedding: int = 32
 
     @property
     def condition_filters(self) -> int:
         """Channels of what a conditional model is conditional on; 0 if it is not."""
-        return self.embedding if self.classes or self.vector else 0
+        return self.embedding if self.classes or self.context_shape else 0
 
     def __post_init__(self) -> None:
         shape = tuple(whole(size) or 0 for size in self.shape) if isinstance(self.shape, Sequence) else ()
@@ -214,14 +214,7 @@ class FlowppConfig:
             raise ValueError(f"flowpp: shape is {self.shape}, wanted (C, H, W), three whole numbers above 0")
         object.__setattr__(self, "shape", shape)
         at_least = dict.fromkeys(("filters", "blocks", "heads", "dequant_blocks", "context_filters", "embedding"), 1)
-        at_least |= {
-            "levels": 2,
-            "components": 0,
-            "dequant_couplings": 1,
-            "context_blocks": 0,
-            "classes": 0,
-            "vector": 0,
-        }
+        at_least |= {"levels": 2, "components": 0, "dequant_couplings": 1, "context_blocks": 0, "classes": 0}
         for name, least in at_least.items():
             value = whole(getattr(self, name))
             if value is None or value < least:
@@ -242,8 +235,10 @@ class FlowppConfig:
                 raise ValueError(f"flowpp: {name} is {width}, wanted a multiple of heads, {self.heads}")
         if self.variational and shape[2] % 2:
             raise ValueError(f"flowpp: shape is {shape}, width {shape[2]} is odd and has no two column halves")
-        if self.classes and self.vector:
-            raise ValueError(f"flowpp: classes is {self.classes} and vector is {self.vector}, wanted one of them at 0")
+        size = vector_size("flowpp", self.context_shape)
+        object.__setattr__(self, "context_shape", (size,) if size else None)
+        if self.classes and size:
+            raise ValueError(f"flowpp: classes is {self.classes} and context_shape is {(size,)}, wanted one of them")
         if self.condition_filters and self.variational and not self.context_blocks:
             raise ValueError("flowpp: context_blocks is 0, wanted at least 1 to tell the dequantizer the condition")
         self.stages()

@@ -281,12 +281,12 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=["classes", "vector"])
+@pytest.fixture(params=[{"classes": 5}, {"context_shape": (5,)}], ids=["classes", "vector"])
 def conditional(request):
     """A conditional model and a batch of images with their contexts."""
     torch.manual_seed(0)
-    flow = flowpp(**SMALL, **{request.param: 5}, dropout=0.0)
-    context = torch.arange(6) % 5 if request.param == "classes" else torch.randn(6, 5)
+    flow = flowpp(**SMALL, **request.param, dropout=0.0)
+    context = torch.arange(6) % 5 if "classes" in request.param else torch.randn(6, 5)
     return perturb(flow), torch.randint(17, (6, 1, 8, 8)), context
 
 
@@ -362,8 +362,8 @@ def test_wrong_labels_and_vectors_are_refused():
     with pytest.raises(fk.ShapeError, match="context is missing"):
         flow.log_prob(x)
     with pytest.raises(fk.ShapeError, match=r"context has shape \(2, 4\), wanted \(\*batch, 5\)"):
-        flowpp(**SMALL, vector=5).log_prob(x, torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="classes is 5 and vector is 5"):
-        flowpp(**SMALL, classes=5, vector=5)
+        flowpp(**SMALL, context_shape=(5,)).log_prob(x, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"classes is 5 and context_shape is \(5,\), wanted one of them"):
+        flowpp(**SMALL, classes=5, context_shape=(5,))
     with pytest.raises(ValueError, match="context_blocks is 0, wanted at least 1 to tell"):
         flowpp(**SMALL, classes=5, context_blocks=0)
