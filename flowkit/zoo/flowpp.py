@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from flowkit.arguments import whole
+from flowkit.arguments import vector_size, whole
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling, Flip, Logit, PairChannels, PairColumns, Sigmoid, Squeeze
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
@@ -20,7 +20,6 @@ from flowkit.nets.gated import Attention
 from flowkit.surjections import UniformDequantizer, VariationalDequantizer
 from flowkit.transform import Chain, Map, Transform, within
 from flowkit.zoo import registry
-from flowkit.zoo.nice import vector_size
 
 __all__ = ["CONFIGS", "FlowppConfig", "flowpp"]
 
