@@ -246,7 +246,7 @@ class Flow(Distribution):
             if known is None:
                 raise ShapeError("Flow.summary: context is missing; this flow was made without context_shape")
             context = torch.ones(known, dtype=self._context_dtype(like.dtype), device=like.device)
-        self._check_context(context)
+        self.check_context(context)
         shape, dtype = None, None
         if context is not None and self.context_ndim is not None:
             shape, dtype = context.shape[context.ndim - self.context_ndim :], context.dtype
