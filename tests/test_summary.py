@@ -224,7 +224,7 @@ def test_bad_arguments():
         flow.summary(x=torch.zeros(0, 4))
     with pytest.raises(fk.ShapeError, match="x has shape"):
         flow.summary(x=torch.zeros(2, 5))
-    with pytest.raises(fk.ShapeError, match="this flow takes none"):
+    with pytest.raises(fk.ShapeError, match="this distribution takes none"):
         flow.summary(context=torch.zeros(2))
 
 
