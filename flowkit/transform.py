@@ -264,7 +264,8 @@ class Chain(Transform):
     ) -> tuple[Tensor, Tensor]:
         self.check_event("z", z, (None,) * self.out_ndim)
         terms = []
-        for part, extra in zip(reversed(self._parts), reversed(self._extra), strict=True):
+        # A list: the compiler loses its place in an iterator over a loop node, such as an inverse in a part.
+        for part, extra in list(zip(self._parts, self._extra, strict=True))[::-1]:
             z, term = run_inverse(part, z, context, generator)
             terms.append(sum_rightmost(term, extra))
         return z, sum(terms[1:], terms[0])
