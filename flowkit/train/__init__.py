@@ -1,6 +1,6 @@
 """Training: a loop to read and copy, checkpoints that survive a kill, readers of data, recipes; and evaluation."""
 
-from flowkit.train import data, schedules
+from flowkit.train import data, schedules, toy
 from flowkit.train.checkpoints import CheckpointError
 from flowkit.train.data import digits
 from flowkit.train.evaluation import Comparison, Evaluation, compare, evaluate
@@ -25,4 +25,5 @@ __all__ = [
     "read_log",
     "schedules",
     "shard",
+    "toy",
 ]
