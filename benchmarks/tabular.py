@@ -4,10 +4,10 @@
     python -m benchmarks.tabular --write    # and puts it into docs/densities.md
     python -m benchmarks.tabular --quick    # a few steps, to see that it runs
 
-The table is the breast cancer data that scikit-learn ships: 569 tumours, 30 real features (Wolberg, Mangasarian, Street,
-Street, "Breast Cancer Wisconsin (Diagnostic)", UCI repository, 1993, CC BY 4.0). In each split, 60 % train, 20 % tell when
-to stop and 20 % are held out; features are standardized by the first. All libraries see the same batches. The fit that
-did best on the second part is scored on the third.
+The table is the breast cancer data that scikit-learn ships: 569 tumours, 30 real features (Wolberg, Mangasarian,
+Street, Street, "Breast Cancer Wisconsin (Diagnostic)", UCI repository, 1993, CC BY 4.0). In each split, 60 % train,
+20 % tell when to stop and 20 % are held out; features are standardized by the first. All libraries see the same
+batches. The parameters that did best on the second part are scored on the third.
 """
 
 from __future__ import annotations
