@@ -87,8 +87,8 @@ def fit(task: tuple[str, int], steps: int) -> Fit:
 def main() -> None:
     """Fit and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--splits", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="put the table into the docs")
     parser.add_argument("--quick", action="store_true", help="20 steps and 2 splits")
