@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from flowkit.arguments import check_tensor
 from flowkit.errors import DomainError, NotExact, ShapeError
@@ -46,6 +47,11 @@ class Distribution(nn.Module, ABC):
     def event_ndim(self) -> int:
         """How many rightmost dims of x are its event."""
         return len(self.event_shape)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The values that an element of x may have."""
+        return constraints.real
 
     @abstractmethod
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:

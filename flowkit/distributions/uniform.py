@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from flowkit.arguments import as_shape
 from flowkit.distribution import Distribution
@@ -50,6 +51,10 @@ class Uniform(Distribution):
         dtype = torch.promote_types(ends[0].dtype, ends[1].dtype)
         self.register_buffer("low", ends[0].to(dtype), persistent=False)
         self.register_buffer("high", ends[1].to(dtype), persistent=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.interval(self.low, self.high)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
