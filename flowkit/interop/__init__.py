@@ -1,6 +1,13 @@
-"""To and from `torch.distributions`."""
+"""To and from `torch.distributions`, and into Pyro."""
 
 from flowkit.interop.from_torch import from_torch_distribution, from_torch_transform
+from flowkit.interop.pyro import as_pyro_distribution
 from flowkit.interop.to_torch import as_torch_distribution, as_torch_transform
 
-__all__ = ["as_torch_distribution", "as_torch_transform", "from_torch_distribution", "from_torch_transform"]
+__all__ = [
+    "as_pyro_distribution",
+    "as_torch_distribution",
+    "as_torch_transform",
+    "from_torch_distribution",
+    "from_torch_transform",
+]

@@ -107,6 +107,9 @@ class FlowDistribution(torch.distributions.Distribution):
         self._drawn: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
         super().__init__(self._context_batch, distribution.event_shape, validate_args=validate_args)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_drawn": None}
+
     @property
     def _context_batch(self) -> torch.Size:
         if self.context is None or self.distribution.context_ndim is None:
