@@ -172,5 +172,9 @@ class Distribution(nn.Module, ABC):
 
 
 def drawn_with(generator: torch.Generator | None) -> dict[str, Any]:
-    """The generator as a keyword, if there is one: a distribution that knows none serves where none is asked for."""
+    """The generator as a keyword, if there is one.
+
+    A distribution that knows none then serves where none is asked for; and torch exports a draw of any size only if
+    the keyword is left out.
+    """
     return {} if generator is None else {"generator": generator}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit.arguments import as_shape, whole
+from flowkit.distribution import drawn_with
 from flowkit.distributions.family import Family, Parameters
 from flowkit.distributions.location_scale import Normal
 from flowkit.errors import DomainError, ShapeError
@@ -119,7 +120,7 @@ class Mixture(Family):
     def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         batch = shape[: len(shape) - self.event_ndim]
         shares = parameters["logits"].softmax(-1)
-        u = torch.rand(batch, dtype=shares.dtype, device=shares.device, generator=generator)
+        u = torch.rand(batch, dtype=shares.dtype, device=shares.device, **drawn_with(generator))
         chosen = (u.unsqueeze(-1) >= shares.cumsum(-1)[..., :-1]).sum(-1)
         of_chosen = {}
         for name, value in parameters.items():

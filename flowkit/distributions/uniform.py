@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from flowkit.arguments import as_shape
-from flowkit.distribution import Distribution
+from flowkit.distribution import Distribution, drawn_with
 from flowkit.distributions.family import as_parameter
 from flowkit.errors import DomainError
 from flowkit.functional.reduce import sum_rightmost
@@ -74,7 +74,7 @@ class Uniform(Distribution):
         if context is not None:
             self.check_context(context)
         shape = as_shape(sample_shape) + self.event_shape
-        u = torch.rand(shape, dtype=self.low.dtype, device=self.low.device, generator=generator)
+        u = torch.rand(shape, dtype=self.low.dtype, device=self.low.device, **drawn_with(generator))
         # Rounding could carry a sample past the upper end, where its density would be 0.
         return torch.minimum(self.low + (self.high - self.low) * u, self.high)
 

@@ -204,8 +204,8 @@ def from_torch_transform(transform: AnyTorchTransform, *, direction: str = "base
     >>> import torch, flowkit as fk
     >>> from torch.distributions.transforms import StickBreakingTransform
     >>> simplex = fk.Flow(from_torch_transform(StickBreakingTransform()), fk.Normal((2,)))
-    >>> simplex.event_shape, simplex.sample((5,)).sum(-1)
-    (torch.Size([3]), tensor([1., 1., 1., 1., 1.]))
+    >>> simplex.event_shape, torch.allclose(simplex.sample((5,)).sum(-1), torch.ones(5))
+    (torch.Size([3]), True)
     """
     if not isinstance(transform, AnyTorchTransform):
         raise TypeError(
