@@ -57,7 +57,4 @@ def _pyro_distribution() -> type[FlowDistribution]:
     except ImportError as error:
         raise ImportError("as_pyro_distribution needs Pyro: pip install pyro-ppl") from error
 
-    class PyroFlowDistribution(FlowDistribution, TorchDistributionMixin):
-        """What `as_pyro_distribution` gives."""
-
-    return PyroFlowDistribution
+    return type("PyroFlowDistribution", (FlowDistribution, TorchDistributionMixin), {"__module__": __name__})
