@@ -54,10 +54,6 @@ FLOWS = {
 }
 
 
-# The numerical inverse of a mixture is a graph of thousands of nodes.
-PARAMS = [pytest.param(name, marks=pytest.mark.thorough) if name == "turned_flow" else name for name in FLOWS]
-
-
 def made(name):
     torch.manual_seed(0)
     return perturb(FLOWS[name](), 0.2)
@@ -85,7 +81,7 @@ def contexts(flow, n):
     return () if flow.context_ndim is None else (torch.randn(n, 2),)
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_log_prob(name):
     flow = made(name)
     program = loaded(export_log_prob(flow, *contexts(flow, 1)))
@@ -103,7 +99,7 @@ def test_from_latent(name):
         agree(program, flow.from_latent, torch.rand(n, *flow.base.event_shape), *contexts(flow, n))
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", FLOWS)
 def test_sample(name):
     flow = made(name)
     program = loaded(export_sample(flow, *contexts(flow, 1)))

@@ -124,7 +124,10 @@ def test_what_comes_over_is_flowkits_own(name):
 
 
 def test_they_keep_the_laws_and_train():
-    check_distribution(from_nflows(MaskedAutoregressiveFlow(2, 8, 2, 1).eval()), skip=["compiles"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = from_nflows(MaskedAutoregressiveFlow(2, 8, 2, 1).eval())
+    check_distribution(flow, perturb=0.02, skip=["compiles"])
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,10 @@ def test_what_comes_over_is_flowkits_own(zuko, name):
 
 
 def test_they_keep_the_laws_and_train(zuko):
-    flow = from_zuko(zuko.flows.NSF(2, transforms=2, hidden_features=(8,), bins=4))
-    check_distribution(flow, skip=["compiles"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = from_zuko(zuko.flows.NSF(2, transforms=2, hidden_features=(8,), bins=4))
+    check_distribution(flow, perturb=0.02, skip=["compiles"])
 
 
 def test_single_precision(zuko):
