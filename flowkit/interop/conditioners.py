@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowkit.bijectors import Coupling, Elementwise, Partition
 from flowkit.distributions import Normal
-from flowkit.flow import Flow
+from flowkit.flow import Flow, tensor_of
 from flowkit.maps import Affine
 from flowkit.nets import MLP
 from flowkit.transform import Chain, Map, Transform, within
@@ -87,8 +87,7 @@ def scaled(transform: Transform, loc: Tensor, scale: Tensor, *, trained: bool) -
 
 def flow_of(transform: Transform, base: Normal, like: nn.Module, **options: Any) -> Flow:
     """The flow, on the device and in the mode of the model that it comes from."""
-    tensor = next((t for t in [*like.parameters(), *like.buffers()] if t.is_floating_point()), torch.empty(()))
-    return Flow(transform, base, **options).to(tensor).train(like.training)
+    return Flow(transform, base, **options).to(tensor_of(like)).train(like.training)
 
 
 def slope_offset(min_slope: float) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowkit.distribution import Distribution
 from flowkit.errors import ShapeError
-from flowkit.flow import Flow
+from flowkit.flow import Flow, tensor_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -73,7 +73,7 @@ def export_from_latent(flow: Flow, context: Tensor | None = None) -> ExportedPro
     if not isinstance(flow, Flow):
         raise TypeError(f"export_from_latent: flow is a {type(flow).__name__}, wanted a Flow, which has a latent")
     contexts = _contexts(flow, context)
-    like = next((t for t in [*flow.parameters(), *flow.buffers()] if t.is_floating_point()), torch.empty(()))
+    like = tensor_of(flow)
     z = torch.zeros(2, *flow.base.event_shape, dtype=like.dtype, device=like.device)
     return _exported(_FromLatent(flow), z, *contexts)
 

@@ -14,6 +14,7 @@ from torch.distributions import constraints, transforms
 
 from flowkit.distribution import Distribution, as_shape
 from flowkit.errors import ShapeError
+from flowkit.flow import tensor_of
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
 from flowkit.interop.to_torch import DIRECTIONS, BijectorTransform, FlowDistribution
@@ -94,9 +95,7 @@ class TorchDistribution(Distribution):
         self.context_ndim = None if context_shape is None else len(context_shape)
         example = None
         if context_shape is not None:
-            like = next(
-                (t for t in [*source.parameters(), *source.buffers()] if t.is_floating_point()), torch.empty(())
-            )
+            like = tensor_of(source)
             # Two rows, where a batch of one would broadcast unseen.
             example = torch.zeros(2, *context_shape, dtype=like.dtype, device=like.device)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowkit.bijectors import ActNorm, Autoregressive, BatchNorm, LULinear, Permute
-from flowkit.flow import Flow
+from flowkit.flow import Flow, tensor_of
 from flowkit.interop.conditioners import Layer, Read, coupled, flow_of, mlp, scaled, slope_offset
 from flowkit.maps import Additive, Affine, RationalQuadratic
 from flowkit.nets import MADE
@@ -71,7 +71,7 @@ def from_nflows(flow: nn.Module) -> Flow:
         transform = _Converter(nflows).transform(flow._transform, "_transform")
         base: Any = flow._distribution
         normal = nflows.distributions.normal
-        like = next((t for t in flow.parameters()), torch.empty(()))
+        like = tensor_of(flow._transform)
         if type(base) is normal.StandardNormal:
             loc, scale = like.new_zeros(base._shape), like.new_ones(base._shape)
         elif type(base) is normal.DiagonalNormal:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.bijectors import Autoregressive, Elementwise, FromContext, LULinear, MatrixExpLinear, Permute
-from flowkit.flow import Flow
+from flowkit.flow import Flow, tensor_of
 from flowkit.interop.conditioners import Read, coupled, flow_of, mlp, scaled, slope_offset
 from flowkit.maps import Additive, Affine, RationalQuadratic
 from flowkit.nets import MADE
@@ -124,7 +124,7 @@ class _Converter:
         if isinstance(made, transforms.PermutationTransform):
             return Permute(made.order)
         if isinstance(made, transforms.RotationTransform):
-            matrix: Tensor = next(t for t in [*part.parameters(), *part.buffers()])
+            matrix = tensor_of(part)
             rotation = MatrixExpLinear(len(matrix), bias=False)
             rotation.matrix.exponent = nn.Parameter(matrix - matrix.mT)
             return rotation

@@ -48,10 +48,25 @@ def image_flow():
     return fk.Flow(fk.Chain(norm, fk.within(fk.PairColumns(), couple)), fk.Normal((1, 2, 8)))
 
 
-FLOWS = {
-    make.__name__: make
-    for make in (coupling_flow, spline_flow, conditional_flow, turned_flow, dequantized_flow, image_flow)
-}
+def autoregressive_flow():
+    return fk.zoo.maf(3, transforms=1, hidden=(8,))
+
+
+def glow_flow():
+    return fk.zoo.glow((1, 4, 4), levels=4, scales=2, steps=1, filters=4)
+
+
+MAKERS = (
+    coupling_flow,
+    spline_flow,
+    conditional_flow,
+    turned_flow,
+    dequantized_flow,
+    image_flow,
+    autoregressive_flow,
+    glow_flow,
+)
+FLOWS = {make.__name__: make for make in MAKERS}
 
 
 def made(name):
