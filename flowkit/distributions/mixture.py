@@ -127,9 +127,9 @@ class Mixture(Family):
             if name == "logits":
                 continue
             full = self.family.shape_of(name)
-            index = chosen.reshape(*batch, *[1] * len(full))
-            taken = value.expand(*batch, *full).take_along_dim(index, dim=-len(full))
-            of_chosen[name] = taken.squeeze(-len(full))
+            # Not `take_along_dim`, which would fix the batch of an exported program.
+            index = chosen.reshape(*batch, *[1] * len(full)).expand(*batch, 1, *full[1:])
+            of_chosen[name] = value.expand(*batch, *full).gather(-len(full), index).squeeze(-len(full))
         return self.family.draw(shape, of_chosen, generator)
 
 

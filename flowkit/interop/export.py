@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from flowkit.distribution import Distribution
-from flowkit.errors import ShapeError
 from flowkit.flow import Flow, tensor_of
 
 if TYPE_CHECKING:
@@ -135,18 +134,8 @@ class _Sample(nn.Module):
 
 def _contexts(distribution: Distribution, context: Tensor | None) -> tuple[Tensor, ...]:
     """Two contexts like the example, or none."""
-    ndim = distribution.context_ndim
-    if (context is None) != (ndim is None):
-        raise ShapeError(
-            f"context is missing; {type(distribution).__name__} is conditional"
-            if context is None
-            else f"context has shape {tuple(context.shape)}, but {type(distribution).__name__} takes none"
-        )
-    if context is None or ndim is None:
-        return ()
-    if context.ndim < ndim:
-        raise ShapeError(f"context has shape {tuple(context.shape)}, wanted at least {ndim} dims of event")
-    return (context.new_zeros(2, *context.shape[context.ndim - ndim :]),)
+    batch = distribution.check_context(context)
+    return () if context is None else (context.new_zeros(2, *context.shape[len(batch) :]),)
 
 
 def _exported(module: nn.Module, *examples: Tensor) -> ExportedProgram:

@@ -12,8 +12,9 @@ from torch.distributions import Distribution as AnyTorchDistribution
 from torch.distributions import Transform as AnyTorchTransform
 from torch.distributions import constraints, transforms
 
-from flowkit.distribution import Distribution, as_shape
-from flowkit.errors import ShapeError
+from flowkit.arguments import as_shape
+from flowkit.distribution import Distribution
+from flowkit.errors import NotExact, ShapeError
 from flowkit.flow import tensor_of
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
@@ -106,26 +107,13 @@ class TorchDistribution(Distribution):
 
     def _made(self, context: Tensor | None) -> tuple[AnyTorchDistribution, torch.Size]:
         """The distribution under this context, and the context's batch."""
-        if (context is None) != (self.context_ndim is None):
-            raise ShapeError(
-                f"{type(self).__name__}: context is missing; the distribution is conditional"
-                if context is None
-                else f"{type(self).__name__}: context has shape {tuple(context.shape)}, but there is none to take"
-            )
+        batch = self.check_context(context)
         made = self.source() if context is None else self.source(context)
         if not isinstance(made, AnyTorchDistribution):
             raise TypeError(
                 f"{type(self).__name__}: {type(self.source).__name__} gave a {type(made).__name__}, "
                 "wanted a torch.distributions.Distribution"
             )
-        batch = torch.Size()
-        if context is not None and self.context_ndim is not None:
-            if context.ndim < self.context_ndim:
-                raise ShapeError(
-                    f"{type(self).__name__}: context has shape {tuple(context.shape)}, "
-                    f"wanted at least {self.context_ndim} dims of event"
-                )
-            batch = context.shape[: context.ndim - self.context_ndim]
         if made.batch_shape[: len(batch)] != batch:
             raise ShapeError(
                 f"{type(self).__name__}: {type(self.source).__name__} gave a distribution of batch "
@@ -142,14 +130,7 @@ class TorchDistribution(Distribution):
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
         made, batch = self._made(context)
-        own = x.shape[: x.ndim - len(self.event_shape)]
-        try:
-            joint = torch.broadcast_shapes(own, batch)
-        except RuntimeError:
-            raise ShapeError(
-                f"{type(self).__name__}: context has batch {tuple(batch)}, which does not broadcast to the batch "
-                f"{tuple(own)} of the values"
-            ) from None
+        joint = self.joint_batch(x.shape[: x.ndim - len(self.event_shape)], batch)
         log_prob = made.log_prob(x.expand((*joint, *self.event_shape)))
         log_prob = sum_rightmost(log_prob, len(made.batch_shape) - len(batch))
         return log_prob.to(log_term_dtype(x.dtype))
@@ -162,7 +143,7 @@ class TorchDistribution(Distribution):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         if not self.has_rsample:
-            raise NotImplementedError(f"{type(self._made(context)[0]).__name__} has no reparametrized sample")
+            raise NotExact(f"{type(self._made(context)[0]).__name__} has no reparametrized sample; use sample")
         with drawing_from(generator):
             return self._made(context)[0].rsample(as_shape(sample_shape))
 

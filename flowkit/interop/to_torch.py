@@ -75,15 +75,6 @@ def of_distribution(
             f"{type(distribution).__name__} has only a bound on its density (exact is False), which is no "
             "log_prob of torch.distributions; flowkit.metrics.log_prob_bound estimates it"
         )
-    ndim = distribution.context_ndim
-    if (context is None) != (ndim is None):
-        raise ShapeError(
-            f"context is missing; {type(distribution).__name__} is conditional"
-            if context is None
-            else f"context has shape {tuple(context.shape)}, but {type(distribution).__name__} takes none"
-        )
-    if context is not None and ndim is not None and context.ndim < ndim:
-        raise ShapeError(f"context has shape {tuple(context.shape)}, wanted at least {ndim} dims of event")
     if cache_size not in (0, 1):
         raise ValueError(f"cache_size is {cache_size}, wanted 0 or 1")
     return kind(distribution, context, cache_size, validate_args)
@@ -105,16 +96,11 @@ class FlowDistribution(torch.distributions.Distribution):
         self.has_rsample = distribution.has_rsample
         self._cache_size = cache_size
         self._drawn: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
+        self._context_batch = distribution.check_context(context)
         super().__init__(self._context_batch, distribution.event_shape, validate_args=validate_args)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_drawn": None}
-
-    @property
-    def _context_batch(self) -> torch.Size:
-        if self.context is None or self.distribution.context_ndim is None:
-            return torch.Size()
-        return self.context.shape[: self.context.ndim - self.distribution.context_ndim]
 
     @property
     def support(self) -> constraints.Constraint:
@@ -139,6 +125,8 @@ class FlowDistribution(torch.distributions.Distribution):
         return self.distribution.sample(*self._asked(sample_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self.distribution).__name__} has no reparametrized sample")
         if self._cache_size == 0 or not torch.is_grad_enabled():
             return self.distribution.rsample(*self._asked(sample_shape))
         x, log_prob = self.distribution.sample_and_log_prob(*self._asked(sample_shape))

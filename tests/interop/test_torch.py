@@ -159,12 +159,12 @@ def test_a_flow_that_draws_only_while_it_samples_is_exact():
 
 
 def test_contexts_that_do_not_fit():
-    with pytest.raises(fk.ShapeError, match="context is missing; Flow is conditional"):
+    with pytest.raises(fk.ShapeError, match="context is missing; this .* is conditional"):
         as_torch_distribution(flow(3))
-    with pytest.raises(fk.ShapeError, match=r"context has shape \(2,\), but Flow takes none"):
-        as_torch_distribution(flow(), torch.zeros(2))
+    with pytest.raises(fk.ShapeError, match=r"context has shape \(2,\), but this .* takes none"):
+        as_torch_distribution(flow(), torch.zeros(2).double())
     with pytest.raises(fk.ShapeError, match=r"context has shape \(\), wanted at least 1 dims"):
-        as_torch_distribution(flow(3), torch.zeros(()))
+        as_torch_distribution(flow(3), torch.zeros(()).double())
     with pytest.raises(TypeError, match="distribution is a Normal, wanted a flowkit Distribution"):
         as_torch_distribution(D.Normal(0.0, 1.0))
 
