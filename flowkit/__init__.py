@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from flowkit import debugging, functional, losses, maps, metrics, nets, zoo
+from flowkit import debugging, functional, interop, losses, maps, metrics, nets, zoo
 from flowkit.bijectors import (
     ActNorm,
     AffineCoupling,
@@ -115,6 +115,7 @@ __all__ = [
     "debugging",
     "functional",
     "initialize",
+    "interop",
     "losses",
     "maps",
     "metrics",

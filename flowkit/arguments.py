@@ -16,6 +16,8 @@ __all__ = ["as_shape", "check_tensor", "count", "image_shape", "vector_size", "w
 
 def whole(value: Any) -> int | None:
     """`value` as an int, if it is a whole number of any library's; None if not."""
+    if isinstance(value, torch.SymInt):  # a size that the exporter keeps open, which an int would fix
+        return value  # type: ignore[return-value]
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:

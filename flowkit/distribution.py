@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from flowkit.arguments import check_tensor
 from flowkit.errors import DomainError, NotExact, ShapeError
@@ -46,6 +47,11 @@ class Distribution(nn.Module, ABC):
     def event_ndim(self) -> int:
         """How many rightmost dims of x are its event."""
         return len(self.event_shape)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The values that an element of x may have."""
+        return constraints.real
 
     @abstractmethod
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
@@ -166,5 +172,9 @@ class Distribution(nn.Module, ABC):
 
 
 def drawn_with(generator: torch.Generator | None) -> dict[str, Any]:
-    """The generator as a keyword, if there is one: a distribution that knows none serves where none is asked for."""
+    """The generator as a keyword, if there is one.
+
+    A distribution that knows none then serves where none is asked for; and torch exports a draw of any size only if
+    the keyword is left out.
+    """
     return {} if generator is None else {"generator": generator}

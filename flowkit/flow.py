@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import constraints
 
 from flowkit.arguments import as_shape
 from flowkit.bijectors.autoregressive import Autoregressive
@@ -110,6 +111,11 @@ class Flow(Distribution):
         if self._event_shape is None:
             raise ShapeError("Flow: event_shape of a conditional flow is known only if context_shape was given")
         return self._event_shape
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The values that an element of x may have: the transform's domain."""
+        return self.base.support if self.transform.domain is None else self.transform.domain
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         """Log-density in nats, or one draw of a lower bound on it where `exact` is False: (*batch)."""
@@ -240,7 +246,7 @@ class Flow(Distribution):
             raise ValueError(f"Flow.summary: samples is {samples}, wanted at least 1")
         if repeats < 1:
             raise ValueError(f"Flow.summary: repeats is {repeats}, wanted at least 1")
-        like = self._like()
+        like = tensor_of(self)
         if context is None and self.context_ndim is not None:
             known = torch.Size() if self.context_ndim == 0 else self._context_shape
             if known is None:
@@ -328,22 +334,15 @@ class Flow(Distribution):
         """The shape of x, by a backwards run of the base's event on fake tensors; no arithmetic is done."""
         if self.context_ndim is not None and context_shape is None:
             return None
-        like = self._like()
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with fake, torch.no_grad(), _arithmetic_passed_by(self.transform):
-            options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        with shapes_only(self) as like:
             # One batch dim: it shows a part that mistakes it for its event.
-            z = torch.empty(1, *self._latent_shape, **options)
-            context = None if context_shape is None else torch.empty(1, *context_shape, **options)
+            z = torch.empty(1, *self._latent_shape, **like)
+            context = None if context_shape is None else torch.empty(1, *context_shape, **like)
             if context is not None:
-                context = context.to(context_dtype or self._context_dtype(like.dtype))
+                context = context.to(context_dtype or self._context_dtype(like["dtype"]))
             with watch():
                 z, context = self._with_context("z", z, context)
                 return run_inverse(self.transform, z, context, None)[0].shape[1:]
-
-    def _like(self) -> Tensor:
-        """A tensor with the dtype and device of this flow."""
-        return next((t for t in [*self.parameters(), *self.buffers()] if t.is_floating_point()), torch.empty(()))
 
     def _context_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """That of a context nobody has seen: a net that reads single numbers reads labels."""
@@ -356,12 +355,18 @@ class Flow(Distribution):
         return f"x -> z, log_prob: {kind}{shape}{conditional}"
 
 
-@contextmanager
-def _arithmetic_passed_by(transform: Transform) -> Iterator[None]:
-    """While shapes are traced, long ways to a shape that is known are left out.
+def tensor_of(module: nn.Module) -> Tensor:
+    """A tensor with the dtype and device of the module: one of its own, or an empty one of torch's defaults."""
+    return next((t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()), torch.empty(()))
 
-    Maps only look at their parameters: elementwise, they keep the shape. Autoregressive parts go back as they go
-    forward, in one pass of their net, which checks the same.
+
+@contextmanager
+def shapes_only(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """While the context lasts, `module` runs on fake tensors, without arithmetic: only shapes come out of it.
+
+    Long ways to a shape that is known are left out. Maps only look at their parameters: elementwise, they keep the
+    shape. Autoregressive parts go back as they go forward, in one pass of their net, which checks the same. Gives the
+    dtype and device of the module, for the tensors to run it on.
     """
 
     def passed(map: Map) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -371,8 +376,9 @@ def _arithmetic_passed_by(transform: Transform) -> Iterator[None]:
 
         return run
 
-    with ExitStack() as stack:
-        for part in transform.modules():
+    like = tensor_of(module)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), ExitStack() as stack:
+        for part in module.modules():
             if isinstance(part, Map):
                 for direction in ("forward", "inverse"):
                     part.__dict__[direction] = passed(part)
@@ -380,4 +386,4 @@ def _arithmetic_passed_by(transform: Transform) -> Iterator[None]:
             elif isinstance(part, Autoregressive):
                 part.__dict__["inverse"] = part.forward
                 stack.callback(part.__dict__.pop, "inverse")
-        yield
+        yield {"dtype": like.dtype, "device": like.device}

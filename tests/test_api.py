@@ -34,7 +34,7 @@ PACKAGES = [
     fk.surjections,
     fk.zoo,
 ]
-TOOLS = [testing, train, config, train.data, train.schedules]
+TOOLS = [fk.interop, testing, train, config, train.data, train.schedules]
 PUBLIC = [(package, name) for package in [*PACKAGES, *TOOLS] for name in package.__all__]
 
 
@@ -97,7 +97,7 @@ def test_importing_changes_nothing_global(importing):
 
 
 def test_importing_needs_no_extra(importing):
-    extras = {"matplotlib", "sklearn", "scipy", "tqdm", "hypothesis", "pytest", "mpmath"}
+    extras = {"matplotlib", "sklearn", "scipy", "tqdm", "hypothesis", "pytest", "mpmath", "pyro", "zuko", "nflows"}
     assert not extras & set(importing["modules"])
 
 

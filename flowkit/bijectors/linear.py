@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -172,7 +173,7 @@ class Linear(Bijector):
 
 def _columns(value: Tensor) -> Tensor:
     """(*batch, features) as (features, N), in float32 or better."""
-    return value.to(log_term_dtype(value.dtype)).reshape(value.shape[:-1].numel(), value.shape[-1]).mT
+    return value.to(log_term_dtype(value.dtype)).reshape(math.prod(value.shape[:-1]), value.shape[-1]).mT
 
 
 def _checked_features(part: str, features: int) -> int:

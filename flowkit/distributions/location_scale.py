@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowkit.distribution import drawn_with
 from flowkit.distributions.family import Family, Parameters
 from flowkit.functional.student import standard_student, student_log_prob
 
@@ -98,7 +99,7 @@ class Normal(LocationScale):
         return -0.5 * (u * u + math.log(2 * math.pi))
 
     def _standard_draw(self, like: Tensor, generator: torch.Generator | None, parameters: Parameters) -> Tensor:
-        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, **drawn_with(generator))
 
 
 class Logistic(LocationScale):
@@ -180,11 +181,11 @@ class StudentT(LocationScale):
 
     def _standard_draw(self, like: Tensor, generator: torch.Generator | None, parameters: Parameters) -> Tensor:
         p = _open_uniform(like, generator)
-        angle = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+        angle = torch.rand(like.shape, dtype=like.dtype, device=like.device, **drawn_with(generator))
         return standard_student(p, angle, parameters["df"])
 
 
 def _open_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform on the open interval (0, 1). A 0 of `rand` stands for the step from 0 to eps / 2: its middle is taken."""
-    u = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    u = torch.rand(like.shape, dtype=like.dtype, device=like.device, **drawn_with(generator))
     return u.clamp(min=torch.finfo(like.dtype).eps / 4)

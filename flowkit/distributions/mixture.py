@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowkit.arguments import as_shape, whole
+from flowkit.distribution import drawn_with
 from flowkit.distributions.family import Family, Parameters
 from flowkit.distributions.location_scale import Normal
 from flowkit.errors import DomainError, ShapeError
@@ -119,16 +120,16 @@ class Mixture(Family):
     def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         batch = shape[: len(shape) - self.event_ndim]
         shares = parameters["logits"].softmax(-1)
-        u = torch.rand(batch, dtype=shares.dtype, device=shares.device, generator=generator)
+        u = torch.rand(batch, dtype=shares.dtype, device=shares.device, **drawn_with(generator))
         chosen = (u.unsqueeze(-1) >= shares.cumsum(-1)[..., :-1]).sum(-1)
         of_chosen = {}
         for name, value in parameters.items():
             if name == "logits":
                 continue
             full = self.family.shape_of(name)
-            index = chosen.reshape(*batch, *[1] * len(full))
-            taken = value.expand(*batch, *full).take_along_dim(index, dim=-len(full))
-            of_chosen[name] = taken.squeeze(-len(full))
+            # Not `take_along_dim`, which would fix the batch of an exported program.
+            index = chosen.reshape(*batch, *[1] * len(full)).expand(*batch, 1, *full[1:])
+            of_chosen[name] = value.expand(*batch, *full).gather(-len(full), index).squeeze(-len(full))
         return self.family.draw(shape, of_chosen, generator)
 
 

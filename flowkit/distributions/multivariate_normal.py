@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowkit.arguments import as_shape
+from flowkit.distribution import drawn_with
 from flowkit.distributions.family import Family, Parameters, as_parameter
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.precision import full_precision
@@ -127,12 +128,12 @@ class MultivariateNormal(Family):
         """L^-1 of vectors under one L for the whole batch: all of them are columns of one right-hand side."""
         dims = factor.ndim - 1
         batch = centred.shape[: centred.ndim - dims]
-        columns = centred.reshape(batch.numel(), *centred.shape[centred.ndim - dims :]).movedim(0, -1)
+        columns = centred.reshape(math.prod(batch), *centred.shape[centred.ndim - dims :]).movedim(0, -1)
         return torch.linalg.solve_triangular(factor, columns, upper=False).movedim(-1, 0).reshape(centred.shape)
 
     def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         factor, loc = self._triangle(parameters), parameters["loc"]
-        u = torch.randn(shape, dtype=loc.dtype, device=loc.device, generator=generator)
+        u = torch.randn(shape, dtype=loc.dtype, device=loc.device, **drawn_with(generator))
         with full_precision(loc.device.type):
             moved = u @ factor.mT if factor.ndim == 2 else (u.unsqueeze(-2) @ factor.mT).squeeze(-2)
         return loc + moved

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from flowkit.arguments import as_shape
-from flowkit.distribution import Distribution
+from flowkit.distribution import Distribution, drawn_with
 from flowkit.distributions.family import as_parameter
 from flowkit.errors import DomainError
 from flowkit.functional.reduce import sum_rightmost
@@ -51,6 +52,10 @@ class Uniform(Distribution):
         self.register_buffer("low", ends[0].to(dtype), persistent=False)
         self.register_buffer("high", ends[1].to(dtype), persistent=False)
 
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.interval(self.low, self.high)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
         if context is not None:
@@ -69,7 +74,7 @@ class Uniform(Distribution):
         if context is not None:
             self.check_context(context)
         shape = as_shape(sample_shape) + self.event_shape
-        u = torch.rand(shape, dtype=self.low.dtype, device=self.low.device, generator=generator)
+        u = torch.rand(shape, dtype=self.low.dtype, device=self.low.device, **drawn_with(generator))
         # Rounding could carry a sample past the upper end, where its density would be 0.
         return torch.minimum(self.low + (self.high - self.low) * u, self.high)
 

@@ -139,8 +139,12 @@ class _Forward(torch.autograd.Function):
 
 
 def _fused(x: Tensor) -> bool:
-    """Whether the compiler is at work for a processor that does not wait for a device to take a branch."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu"
+    """Whether the compiler is at work for a processor that does not wait for a device to take a branch.
+
+    A program of `torch.export` stays in log space: it serves on any device and for any number of rows, zero and one
+    included, for which the branches of a program do not.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu"
 
 
 class _Inverse(torch.autograd.Function):
@@ -245,6 +249,8 @@ def _pull_back_inverse(
 
 def _solve(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
     """x and log dx/dy by a fixed number of iterations in log space."""
+    # Nets give the parameters as views of one tensor, which a compiled loop does not take.
+    logits, log_scales = logits.clone(), log_scales.clone()
     lower, upper, start, resolution = quantile_bracket(
         y.unsqueeze(-1), logits.softmax(-1), means, log_scales.exp(), dim=-1
     )

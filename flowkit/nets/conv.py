@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,7 +64,7 @@ class HalfNet(nn.Module):
                 f"{type(self).__name__}: half has shape {tuple(half.shape)}, wanted (*batch, {self.shape})"
             )
         batch = half.shape[:-3]
-        params = self._read(half.reshape(batch.numel(), *self.shape), self._embedded(context, batch))
+        params = self._read(half.reshape(math.prod(batch), *self.shape), self._embedded(context, batch))
         # The data channel is the slow index of the outputs.
         return params.unflatten(1, (self.shape[0], self.out)).movedim(2, -1).reshape(*batch, *self.shape, self.out)
 
@@ -81,7 +82,7 @@ class HalfNet(nn.Module):
         embedded = self.embed(context)
         *leading, width = embedded.shape
         aligned = embedded.reshape(*leading, *[1] * (len(batch) - len(leading)), width)
-        return aligned.expand(*batch, width).reshape(batch.numel(), width, 1, 1)
+        return aligned.expand(*batch, width).reshape(math.prod(batch), width, 1, 1)
 
 
 class ConvNet(HalfNet):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -210,7 +211,7 @@ class GatedConvAttention(nn.Module):
         if tuple(half.shape[-3:]) != self.shape:
             raise ShapeError(f"GatedConvAttention: half has shape {tuple(half.shape)}, wanted (*batch, {self.shape})")
         batch = half.shape[:-3]
-        x = half.reshape(batch.numel(), *self.shape)
+        x = half.reshape(math.prod(batch), *self.shape)
         x = self.enter(x)
         context = flat_context("GatedConvAttention", context, self.context, self.shape[1:], batch)
         for block in self.blocks:
@@ -302,4 +303,4 @@ def flat_context(
         raise ShapeError(f"{net}: context {came}, wanted (*batch, {', '.join(map(str, event))}), or one pixel of it")
     leading, event = context.shape[:-3], context.shape[-3:]
     aligned = context.reshape(*leading, *[1] * (len(batch) - len(leading)), *event)
-    return aligned.expand(*batch, *event).reshape(batch.numel(), *event)
+    return aligned.expand(*batch, *event).reshape(math.prod(batch), *event)

@@ -75,7 +75,7 @@ class MADE(nn.Module):
         out: int,
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
-        activation: type[nn.Module] = nn.SiLU,
+        activation: Callable[[], nn.Module] = nn.SiLU,
         *,
         order: Sequence[int] | Tensor | None = None,
         adjacency: Tensor | None = None,
@@ -109,6 +109,64 @@ class MADE(nn.Module):
         places = sorted(range(features), key=found.__getitem__)
         for name, index in (("_found", found), ("_places", places), ("_rows", rows)):
             self.register_buffer(name, torch.tensor(index), persistent=False)
+
+    @classmethod
+    def from_layers(
+        cls,
+        layers: Sequence[tuple[Tensor, Tensor, Tensor]],
+        features: int,
+        activation: Callable[[], nn.Module],
+        *,
+        residual: bool = False,
+    ) -> MADE:
+        """The network with these masked layers, as another library trained it: what it gives is the same.
+
+        What its outputs depend on is read off the masks, and its hidden units are put in the order in which what they
+        read becomes known, so that it runs in turn like any other.
+
+        Args:
+            layers: weight, bias and mask of every linear layer, first to last. The columns of the first are the
+                features, then the context; the rows of the last are the outputs of the first feature, then the next.
+            features: how many there are.
+            activation: makes the nonlinearity.
+            residual: whether the layers between the first and the last are, by twos, residual blocks.
+
+        Raises:
+            ValueError: if features depend on each other in a circle, or the units that a residual block adds to one
+                another become known at different steps.
+        """
+        masks = [mask.bool().cpu() for _, _, mask in layers]
+        context, out = masks[0].shape[1] - features, masks[-1].shape[0] // features
+        sets = [torch.eye(features, dtype=torch.bool, device="cpu")]  # what every unit of a layer reads
+        for k, mask in enumerate(masks):
+            read = mask[:, :features] if k == 0 else mask
+            sets.append(read.float() @ sets[-1].float() > 0)
+            if residual and k % 2 == 0 and 0 < k < len(masks) - 1:
+                sets[-1] |= sets[-3]
+        reads = sets.pop().unflatten(0, (features, out)).any(1)
+        widths = [len(each) for each in sets[1:]]
+        hidden = widths[2::2] if residual else widths
+        net = cls(features, out, hidden, context, activation, adjacency=reads, residual=residual)
+
+        level = _levels(reads)
+        # A unit that reads the last features leads nowhere: any step will do.
+        steps = [torch.where(each, level + 1, 0).amax(1).clamp(max=len(net.groups) - 1) for each in sets[1:]]
+        if residual and any(not torch.equal(step, steps[0]) for step in steps[::2]):
+            raise ValueError("MADE: residual blocks add units that become known at different steps")
+        net._counts = [torch.bincount(step, minlength=len(net.groups)).tolist() for step in steps]
+        orders = [torch.arange(features), *(step.argsort(stable=True) for step in steps), torch.arange(features * out)]
+        with torch.no_grad():
+            for k, ((weight, bias, _), mask) in enumerate(zip(layers, masks, strict=True)):
+                columns, rows = orders[k], orders[k + 1]
+                if k == 0 and net.from_context is not None:
+                    entering = (weight * mask.to(weight))[:, features:]
+                    net.from_context = net.from_context.to(weight)
+                    net.from_context.weight.copy_(entering[rows])
+                layer = MaskedLinear(mask[rows][:, columns]).to(weight)
+                layer.weight.copy_(weight[rows][:, columns])
+                layer.bias.copy_(bias[rows])
+                net.layers[k] = layer
+        return net.to(layers[0][0].device)
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from flowkit.arguments import whole
-from flowkit.distribution import Distribution
+from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional import discrete
 from flowkit.functional.eager import values_at_hand
@@ -147,7 +147,7 @@ class UniformDequantizer(Dequantizer):
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         self._check_integers(x)
-        u = torch.rand(x.shape, dtype=self.unit.dtype, device=x.device, generator=generator)
+        u = torch.rand(x.shape, dtype=self.unit.dtype, device=x.device, **drawn_with(generator))
         z = discrete.to_bins(x, u, self.levels)
         return z, -self._log_term(z)
 

@@ -1,9 +1,13 @@
 """MADE's masks: what reads what, in every order and width, at once and in turn."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
 import flowkit as fk
 from flowkit.nets import MADE
@@ -146,3 +150,58 @@ def test_what_does_not_fit_is_refused():
         MADE(0, 2)
     with pytest.raises(ValueError, match="a hidden layer has width 0"):
         MADE(3, 2, hidden=(0,))
+
+
+def layers_by_degree(features, out, widths, context=0, seed=0):
+    """Masked layers whose hidden units stand in no order; units of the last degree lead nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    degrees = [torch.arange(features), *(torch.randint(features, (width,), generator=generator) for width in widths)]
+    masks = [above[:, None] >= below for below, above in itertools.pairwise(degrees)]
+    masks.append(torch.arange(features).repeat_interleave(out)[:, None] > degrees[-1])
+    masks[0] = torch.cat([masks[0], torch.ones(len(masks[0]), context, dtype=torch.bool)], 1)
+    normal = [torch.randn(*mask.shape, generator=generator, dtype=torch.float64) for mask in masks]
+    return [(weight, weight.mean(1), mask) for weight, mask in zip(normal, masks, strict=True)]
+
+
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("widths", [(), (7,), (20, 5)])
+def test_layers_from_elsewhere(widths, context):
+    layers = layers_by_degree(4, 3, widths, context)
+    net = MADE.from_layers(layers, 4, nn.Tanh)
+    x, beside = torch.randn(6, 4).double(), torch.randn(6, context).double()
+    wanted = torch.cat([x, beside], -1)
+    for k, (weight, bias, mask) in enumerate(layers):
+        wanted = F.linear(wanted if k == 0 else wanted.tanh(), weight * mask, bias)
+    got = net(x, beside if context else None)
+    torch.testing.assert_close(got, wanted.unflatten(-1, (4, 3)))
+    # In turn, with features that are twice the last of their outputs.
+    values = net(x, beside if context else None, find=lambda outputs: 2 * outputs[..., -1])
+    torch.testing.assert_close(2 * net(values, beside if context else None)[..., -1], values)
+
+
+def test_residual_blocks_from_elsewhere():
+    def layer(mask, seed):
+        weight = torch.randn(*mask.shape, generator=torch.Generator().manual_seed(seed))
+        return weight, torch.zeros(len(mask)), mask
+
+    degrees = torch.tensor([2, 0, 1, 0])
+    enter, within = degrees[:, None] >= torch.arange(3), degrees[:, None] >= degrees
+    leave = torch.arange(3)[:, None] > degrees
+    layers = [layer(mask, k) for k, mask in enumerate([enter, within, within, leave])]
+    net = MADE.from_layers(layers, 3, nn.ReLU, residual=True)
+    x = torch.randn(5, 3)
+    (w0, *_), (w1, *_), (w2, *_), (w3, *_) = ((weight * mask,) for weight, _, mask in layers)
+    h = x @ w0.T
+    h = h + (h.relu() @ w1.T).relu() @ w2.T
+    torch.testing.assert_close(net(x)[..., 0], h @ w3.T)
+    values = net(x, find=lambda outputs: outputs[..., 0])
+    torch.testing.assert_close(net(values)[..., 0], values)
+
+    wider = torch.zeros(4, 4, dtype=torch.bool)
+    wider[1, 2] = True  # a block that lets a unit read more than what it is added to
+    leave = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1]]).bool()
+    layers = [layer(mask, k) for k, mask in enumerate([enter, torch.eye(4).bool(), wider, leave])]
+    with pytest.raises(ValueError, match="known at different steps"):
+        MADE.from_layers(layers, 3, nn.ReLU, residual=True)
+    with pytest.raises(ValueError, match="has a circle"):
+        MADE.from_layers([layer(torch.ones(4, 3).bool(), 0), layer(torch.ones(3, 4).bool(), 1)], 3, nn.ReLU)
