@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from flowkit import debugging, functional, interop, losses, maps, metrics, nets, zoo
+from flowkit import debugging, functional, interop, losses, maps, metrics, nets, testing, zoo
 from flowkit.bijectors import (
     ActNorm,
     AffineCoupling,
@@ -120,6 +120,7 @@ __all__ = [
     "maps",
     "metrics",
     "nets",
+    "testing",
     "within",
     "zoo",
 ]

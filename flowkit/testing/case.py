@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class TransformCase:
         count: int = COUNT,
         seed: int = 0,
     ) -> TransformCase:
-        """Arguments as for `check_transform`, and `count`, the number of examples."""
+        """Arguments as for `check_transform`."""
         random = torch.Generator().manual_seed(seed)
         device = _device(transform)
         tested = perturb_(copy.deepcopy(transform).double().eval(), perturb, random)
@@ -70,7 +70,7 @@ class TransformCase:
         )
         if latents is None:
             with torch.no_grad():
-                latents = case.run()[0]
+                latents = case.copy().run()[0]
             # A rearrangement has no codomain, and any values are as good as others. What draws noise forward may not
             # reach all of its codomain: outside, its inverse has a log-term of minus infinity.
             if transform.codomain is not None and not transform.stochastic_forward:
@@ -92,6 +92,10 @@ class TransformCase:
     def sides(self) -> tuple[TransformCase, TransformCase]:
         """This case and this case turned round."""
         return self, self.turned
+
+    def copy(self) -> TransformCase:
+        """The same case on a copy of the transform."""
+        return replace(self, transform=copy.deepcopy(self.transform))
 
     @property
     def event_shape(self) -> torch.Size:
@@ -166,7 +170,8 @@ class DistributionCase:
         context = None if context is None else _rows(context, count).to(device)
         if inputs is None:
             generator = torch.Generator(device).manual_seed(seed)
-            inputs = tested.sample((count,) if context is None else (), context, generator=generator)
+            drawn = copy.deepcopy(tested).sample((count,) if context is None else (), context, generator=generator)
+            inputs = drawn
         return cls(
             distribution=tested,
             inputs=_rows(inputs, count).to(device),
@@ -175,6 +180,10 @@ class DistributionCase:
             part=type(distribution).__name__,
             seed=seed,
         )
+
+    def copy(self) -> DistributionCase:
+        """The same case on a copy of the distribution."""
+        return replace(self, distribution=copy.deepcopy(self.distribution))
 
     @property
     def event_shape(self) -> torch.Size:
@@ -216,8 +225,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def perturb_(module: Module, scale: float, generator: torch.Generator) -> Module:
-    """Add noise of deviation `scale` to every parameter, in place, and return the module."""
-    for parameter in module.parameters():
+    """Add noise of deviation `scale` to every parameter that requires a gradient, in place, and return the module.
+
+    What requires none may be a constant of the part, such as a permutation.
+    """
+    for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
         parameter.add_((scale * noise).to(parameter))
     return module
@@ -231,15 +243,14 @@ def draw(
     Raises:
         ValueError: for a set that no bounds describe.
     """
-    base = getattr(constraint, "base_constraint", constraint)  # of an independent constraint
-    low, high = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
+    base, low, high = bounds_of(constraint)
     if base is not None and base.is_discrete and low is not None and high is not None:
         if isinstance(high, Tensor):  # of each element of an event
             part = torch.rand(tuple(shape), dtype=torch.float64, generator=generator)
             return low + (part * (high.cpu() - low + 1)).long()
         return torch.randint(int(low), int(high) + 1, tuple(shape), generator=generator)
     normal = torch.randn(tuple(shape), dtype=torch.float64, generator=generator)
-    if base is None or base is constraints.real:
+    if base is None or isinstance(base, type(constraints.real)):  # a copy is another object
         if normal.ndim:
             normal[len(normal) - len(normal) // 4 :] *= tails
         return normal
@@ -251,6 +262,12 @@ def draw(
     if high is not None:
         return high - normal.exp()
     raise ValueError(f"no way to draw values from {constraint}; give them as an argument")
+
+
+def bounds_of(constraint: constraints.Constraint | None) -> tuple[constraints.Constraint | None, Any, Any]:
+    """The set that every element of a value lies in, and its ends; None for an end that it has not."""
+    base = getattr(constraint, "base_constraint", constraint)  # of an independent constraint
+    return base, getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +19,14 @@ from flowkit.testing.case import DistributionCase, TransformCase
 LAW = 1e-8  # rounding of 1e-16, times the condition of a whole flow and of numerical inverses in it
 LOG_TERM = 1e-8  # absolute: the same for the log-determinant of an automatic Jacobian
 ROUNDING = 1e-9  # the same sums in another order, times that condition
+SINGLE = 1e-4  # what is allowed where float32 comes out in place of float64, which `dtypes` reports
 GRADIENT = 1e-3  # relative, 1e-5 absolute: what central differences with a step of 1e-6 can tell
 INTEGRAL = 2e-3  # quadrature of a density, 2,001 points in one dim and 301 x 301 in two
-ALARM = 1e-6  # how often a calibrated statistical test fails by chance, were its seed not fixed
+ALARM = 1e-6  # how often all statistical tests of a sound distribution together fail by chance, over seeds
 
 SAMPLES = 20000  # tell a deviation 10 % too small, which is 0.025 in Kolmogorov's distance
 
-Check = TypeVar("Check", bound=Callable[..., None])
+AnyCase = TypeVar("AnyCase", TransformCase, DistributionCase)
 
 
 class ConformanceError(AssertionError):
@@ -33,46 +35,113 @@ class ConformanceError(AssertionError):
     Attributes:
         part: class of the part.
         property: name of the property, a key of `PROPERTIES` or `DISTRIBUTION_PROPERTIES`.
-        finding: what was found.
+        finding: what was found: where, and how far off.
+        others: names of the properties that fail besides, where all were asked.
     """
 
-    def __init__(self, part: str, property: str, finding: str, cause: str) -> None:
-        super().__init__(f"{part} fails {property!r}: {finding}\nUsual cause: {cause}.")
-        self.part, self.property, self.finding = part, property, finding
+    def __init__(self, part: str, property: Property[Any], finding: str, others: Sequence[str] = ()) -> None:
+        more = f"\nIt fails besides: {', '.join(others)}." if others else ""
+        super().__init__(
+            f"{part} fails {property.name!r}: {finding}\n"
+            f"The property: {property.promise}\nUsual cause: {property.cause}.{more}"
+        )
+        self.part, self.property, self.finding, self.others = part, property.name, finding, tuple(others)
+        self._property = property
+
+    def beside(self, others: Sequence[str]) -> ConformanceError:
+        """The same error, with the names of further properties that fail."""
+        error = ConformanceError(self.part, self._property, self.finding, others)
+        error.__cause__ = self.__cause__
+        return error
 
 
 class Finding(AssertionError):
     """What a property found, before it is known of whom."""
 
 
-PROPERTIES: dict[str, Callable[[TransformCase], None]] = {}
-DISTRIBUTION_PROPERTIES: dict[str, Callable[[DistributionCase], None]] = {}
+@dataclass(frozen=True)
+class Property(Generic[AnyCase]):
+    """Something that every part promises. `property(case)` passes, or raises a `ConformanceError`.
+
+    Every call works on a copy of its own, so that what one property does to a part is not hidden from the next.
+
+    Attributes:
+        name: its key in `PROPERTIES` or `DISTRIBUTION_PROPERTIES`.
+        cause: what usually makes a part fail.
+        check: raises a `Finding`.
+        applies: whether a case has anything that the property could be asked of.
+    """
+
+    name: str
+    cause: str
+    check: Callable[..., None]
+    applies: Callable[[AnyCase], bool]
+
+    @property
+    def promise(self) -> str:
+        """What is promised, in a sentence."""
+        return (inspect.getdoc(self.check) or "").split("\n\n")[0].replace("\n", " ")
+
+    def __call__(self, case: AnyCase, **options: Any) -> None:
+        if not self.applies(case):
+            return
+        try:
+            with _own_randomness(case):
+                self.check(case.copy(), **options)
+        except Finding as finding:
+            raise ConformanceError(case.part, self, str(finding)) from None
+        except Exception as error:
+            raise ConformanceError(case.part, self, f"{type(error).__name__}: {error}") from error
 
 
-def _property(table: dict[str, Any], cause: str, name: str | None = None) -> Callable[[Check], Check]:
-    """Enter a check into a table; what it finds, or whatever else it raises, becomes a `ConformanceError`."""
+PROPERTIES: dict[str, Property[TransformCase]] = {}
+DISTRIBUTION_PROPERTIES: dict[str, Property[DistributionCase]] = {}
 
-    def enter(check: Check) -> Check:
-        label = name or check.__name__
 
-        @functools.wraps(check)
-        def checked(case: TransformCase | DistributionCase, **options: Any) -> None:
-            try:
-                with _own_randomness(case):
-                    check(case, **options)
-            except Finding as finding:
-                raise ConformanceError(case.part, label, str(finding), cause) from None
-            except Exception as error:
-                raise ConformanceError(case.part, label, f"{type(error).__name__}: {error}", cause) from error
-
-        table[label] = checked
-        return checked  # type: ignore[return-value]
+def _enter(
+    table: dict[str, Property[AnyCase]], cause: str, name: str | None, applies: Callable[[AnyCase], bool]
+) -> Callable[[Callable[..., None]], Property[AnyCase]]:
+    def enter(check: Callable[..., None]) -> Property[AnyCase]:
+        made = Property(name or check.__name__, cause, check, applies)
+        table[made.name] = made
+        return made
 
     return enter
 
 
-of_transforms = functools.partial(_property, PROPERTIES)
-of_distributions = functools.partial(_property, DISTRIBUTION_PROPERTIES)
+def of_transforms(
+    cause: str, *, name: str | None = None, applies: Callable[[TransformCase], bool] = lambda case: True
+) -> Callable[[Callable[..., None]], Property[TransformCase]]:
+    """Make a check a property of transforms; what it finds, or whatever else it raises, is a `ConformanceError`."""
+    return _enter(PROPERTIES, cause, name, applies)
+
+
+def of_distributions(
+    cause: str, *, name: str | None = None, applies: Callable[[DistributionCase], bool] = lambda case: True
+) -> Callable[[Callable[..., None]], Property[DistributionCase]]:
+    """Make a check a property of distributions."""
+    return _enter(DISTRIBUTION_PROPERTIES, cause, name, applies)
+
+
+def check_all(case: AnyCase, properties: Mapping[str, Property[AnyCase]], skip: Sequence[str]) -> None:
+    """Ask for every property that is not skipped; raise for the first that fails, and name the others.
+
+    Raises:
+        ConformanceError: if one fails.
+        ValueError: for a name in `skip` that is no property.
+    """
+    for name in skip:
+        if name not in properties:
+            raise ValueError(f"skip: {name!r} is no property; there are {', '.join(properties)}")
+    errors = []
+    for name, check in properties.items():
+        if name not in skip:
+            try:
+                check(case)
+            except ConformanceError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0].beside([error.property for error in errors[1:]]) from errors[0].__cause__
 
 
 @contextmanager
@@ -87,7 +156,12 @@ def _own_randomness(case: TransformCase | DistributionCase) -> Iterator[None]:
 
 
 def agree(
-    what: str, got: Tensor, wanted: Tensor, tolerance: float, inputs: Tensor | None = None, relative: bool = True
+    what: str,
+    got: Tensor,
+    wanted: Tensor,
+    tolerance: float | Tensor,
+    inputs: Tensor | None = None,
+    relative: bool = True,
 ) -> None:
     """Refuse a `got` off by more than tolerance * (1 + |wanted|), naming the worst place and the input there."""
     if got.shape != wanted.shape:
@@ -97,18 +171,23 @@ def agree(
     got, wanted = got.detach().double(), wanted.detach().double()
     scale = 1 + wanted.abs() if relative else torch.ones_like(wanted)
     error = torch.where(got == wanted, 0.0, (got - wanted).abs() / scale).nan_to_num(math.inf, math.inf)
-    if bool(error.max() <= tolerance):
+    excess = error / tolerance if isinstance(tolerance, Tensor) else error
+    if bool((error <= tolerance).all()):
         return
-    place = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    place = tuple(int(i) for i in torch.unravel_index(excess.argmax(), error.shape))
     at = f" at {list(place)}" if place else ""
     shown = ""
     if inputs is not None:
         example = inputs[place[0]] if place and inputs.ndim and place[0] < len(inputs) else inputs
         shown = f" Input: {abbreviated(example)}."
-    allowed = f"{tolerance:.0e}{' * (1 + |wanted|)' if relative else ''}"
+    least = tolerance[place].item() if isinstance(tolerance, Tensor) else tolerance
+    allowed = f"{least:.0e}{' * (1 + |wanted|)' if relative else ''}"
+    hint = ""
+    if not isinstance(tolerance, Tensor) and 0 < tolerance < error[place].item() < 1e-5:
+        hint = " So small an error is often that of a part computed in float32."
     raise Finding(
         f"{what}{at} is {got[place].item():.10g}, wanted {wanted[place].item():.10g}: off by "
-        f"{(got[place] - wanted[place]).abs().item():.3g}, allowed {allowed}.{shown}"
+        f"{(got[place] - wanted[place]).abs().item():.3g}, allowed {allowed}.{hint}{shown}"
     )
 
 

@@ -762,7 +762,11 @@ DISTRIBUTIONS = [
     ),
     DistributionRow(name="Flow++", make=lambda: tiny_flowpp(), slow=("compiles",)),
     DistributionRow(
-        name="Flow++-noise", make=lambda: dequantizer_of(tiny_flowpp()).noise, context=(2, 4, 2), slow=("compiles",)
+        name="Flow++-noise",
+        make=lambda: dequantizer_of(tiny_flowpp()).noise,
+        context=(2, 4, 2),
+        options={"bounds": (0.0, 1.0)},
+        slow=("compiles",),
     ),
     DistributionRow(
         name="Flow-two-scales",

@@ -8,8 +8,15 @@ from torch import nn
 from torch.distributions import constraints
 
 import flowkit as fk
+import flowkit.testing.distributions
 from flowkit.arguments import as_shape
-from flowkit.testing import ConformanceError, check_distribution, check_transform
+from flowkit.testing import (
+    DISTRIBUTION_PROPERTIES,
+    ConformanceError,
+    DistributionCase,
+    check_distribution,
+    check_transform,
+)
 
 
 class Net(nn.Module):
@@ -130,6 +137,63 @@ class LeaksFloat32(Good):
         return z, l.float()
 
 
+class ComputesInFloat32(Good):
+    """It gives float64, of which half of the digits are noise."""
+
+    def forward(self, x, context=None):
+        z, l = super().forward(x, context)
+        return z.float().to(z), l.float().to(l)
+
+
+class CancelsInFloat32(fk.Bijector):
+    """Right in float64; in float32 a large constant takes the digits with it."""
+
+    in_ndim = out_ndim = 0
+
+    def forward(self, x, context=None):
+        return (x + 1e4) - 1e4, in_full(torch.zeros_like(x))
+
+    def inverse(self, z, context=None):
+        return z, in_full(torch.zeros_like(z))
+
+
+class SumsTooFewDims(fk.Bijector):
+    """Its event has two dims, its log-term is summed over one and averaged over the other."""
+
+    in_ndim = out_ndim = 2
+    factor = 2.0
+
+    def forward(self, x, context=None):
+        self.check_event("x", x, (2, 3))
+        return x * self.factor, in_full(torch.full_like(x, math.log(self.factor)).sum(-1).mean(-1))
+
+    def inverse(self, z, context=None):
+        self.check_event("z", z, (2, 3))
+        return z / self.factor, in_full(-torch.full_like(z, math.log(self.factor)).sum(-1).mean(-1))
+
+
+class StartsAtTheFirstCall(fk.Bijector):
+    """It sets itself from the first batch it sees, in eval mode too."""
+
+    in_ndim = out_ndim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(3))
+        self.register_buffer("done", torch.tensor(False))
+
+    def forward(self, x, context=None):
+        self.check_event("x", x, (3,))
+        if not self.done:
+            self.shift.data.copy_(-x.reshape(-1, 3).mean(0))
+            self.done.fill_(True)
+        return x + self.shift, in_full(x.new_zeros(x.shape[:-1]))
+
+    def inverse(self, z, context=None):
+        self.check_event("z", z, (3,))
+        return z - self.shift, in_full(z.new_zeros(z.shape[:-1]))
+
+
 class LeaksUnderAutocast(fk.Bijector):
     """A product of its own under autocast: the net's output is not all that is rounded."""
 
@@ -141,12 +205,12 @@ class LeaksUnderAutocast(fk.Bijector):
 
     def forward(self, x, context=None):
         self.check_event("x", x, (3,))
-        return x @ self.weight.T, torch.linalg.slogdet(self.weight).logabsdet.expand(x.shape[:-1])
+        return x @ self.weight.T, torch.linalg.slogdet(in_full(self.weight)).logabsdet.expand(x.shape[:-1])
 
     def inverse(self, z, context=None):
         self.check_event("z", z, (3,))
-        inverse = torch.linalg.inv(self.weight)
-        return z @ inverse.T, -torch.linalg.slogdet(self.weight).logabsdet.expand(z.shape[:-1])
+        inverse = torch.linalg.inv(in_full(self.weight)).to(self.weight)
+        return z @ inverse.T, -torch.linalg.slogdet(in_full(self.weight)).logabsdet.expand(z.shape[:-1])
 
 
 class ReadsBatchSize(Good):
@@ -283,7 +347,7 @@ class NotABijection(fk.Bijector):
         return z[..., : z.shape[-1] // 2], in_full(z.new_zeros(z.shape[:-1]))
 
 
-SHAPES = {FactorDropped: (2, 2, 3), WrongCodomain: (3,), NotABijection: (2,)}
+SHAPES = {FactorDropped: (2, 2, 3), SumsTooFewDims: (2, 3), WrongCodomain: (3,), NotABijection: (2,)}
 
 FAULTS = [
     (SignFlipped, "log_term"),
@@ -300,7 +364,11 @@ FAULTS = [
     (ContextIgnored, "context_read"),
     (ContextNotNeeded, "shape_errors"),
     (LeaksFloat32, "dtypes"),
-    (LeaksUnderAutocast, "dtypes"),
+    (LeaksUnderAutocast, "autocast"),
+    (ComputesInFloat32, "law_1"),
+    (CancelsInFloat32, "float32"),
+    (SumsTooFewDims, "log_term"),
+    (StartsAtTheFirstCall, "purity"),
     (ReadsBatchSize, "independence"),
     (NeedsContiguous, "independence"),
     (GradientCut, "gradients"),
@@ -331,7 +399,7 @@ def arguments(cls):
 def make(cls):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return cls(levels=4) if issubclass(cls, fk.UniformDequantizer) else cls()
+        return cls(levels=4) if isinstance(cls, type) and issubclass(cls, fk.UniformDequantizer) else cls()
 
 
 def test_a_sound_part_passes():
@@ -375,6 +443,70 @@ class Correlated(fk.Normal):
     def rsample(self, sample_shape=(), context=None, *, generator=None):
         x = super().rsample(sample_shape, generator=generator)
         return torch.stack([x[..., 0], 0.3 * x[..., 0] + math.sqrt(1 - 0.09) * x[..., 1]], -1)
+
+
+class SumsFirstHalf(fk.Normal):
+    """Its density is that of fewer numbers."""
+
+    def log_prob(self, x, context=None, *, generator=None):
+        self.check_event("x", x)
+        return fk.Normal((2,)).to(x.dtype).log_prob(x[..., :2])
+
+
+class TrainableNormal(fk.Distribution):
+    """A sound one, for the faults below."""
+
+    event_shape = torch.Size((2,))
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(2))
+
+    def log_prob(self, x, context=None, *, generator=None):
+        self.check_event("x", x)
+        return (-0.5 * (x * (-self.log_scale).exp()) ** 2 - self.log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        noise = torch.randn(*as_shape(sample_shape), 2, dtype=self.log_scale.dtype, generator=generator)
+        return noise * self.log_scale.exp()
+
+
+class NotReparametrized(TrainableNormal):
+    def rsample(self, *args, **kwargs):
+        return super().rsample(*args, **kwargs).detach()
+
+
+class HalfReparametrized(TrainableNormal):
+    """Every parameter has a gradient of its samples, but the wrong one."""
+
+    def rsample(self, *args, **kwargs):
+        x = super().rsample(*args, **kwargs)
+        return (x + x.detach()) / 2
+
+
+class RunsItsNetTwice(fk.Flow):
+    def sample_and_log_prob(self, sample_shape=(), context=None, *, generator=None):
+        x = self.sample(sample_shape, context, generator=generator)
+        return x, self.log_prob(x, context)
+
+
+class ForgetsTheContext(fk.Flow):
+    def sample(self, sample_shape=(), context=None, *, generator=None):
+        return super().sample(sample_shape, torch.zeros_like(context), generator=generator)
+
+
+class ContextFirst(fk.Flow):
+    """Samples come as context batch + sample shape + event."""
+
+    def sample(self, sample_shape=(), context=None, *, generator=None):
+        x, dims = super().sample(sample_shape, context, generator=generator), len(as_shape(sample_shape))
+        return x.movedim(tuple(range(dims)), tuple(range(x.ndim - dims - 1, x.ndim - 1)))
+
+
+def conditional(cls):
+    """A flow on 3 numbers with a context of 2, and contexts."""
+    flow = make(lambda: cls(Good(), fk.Normal((3,)), context_shape=(2,)))
+    return flow, torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
 
 
 class PairDisagrees(fk.Normal):
@@ -456,6 +588,10 @@ def dequantized():
         (lambda: ConstantMissing((2,)), "integrates_to_one"),
         (lambda: TooNarrow((1,)), "samples_follow_density"),
         (lambda: Correlated((2,)), "samples_follow_density"),
+        (lambda: TooNarrow((3,)), "samples_follow_density"),
+        (lambda: SumsFirstHalf((3,)), "samples_follow_density"),
+        (lambda: NotReparametrized(), "gradients"),
+        (lambda: HalfReparametrized(), "gradients"),
         (lambda: PairDisagrees((3,)), "sampled_log_prob"),
         (lambda: SumsTheBatch((3,)), "density_shapes"),
         (lambda: BatchFirst((3,)), "density_shapes"),
@@ -473,3 +609,41 @@ def test_planted_fault_of_a_distribution_is_named(distribution, property):
         part = distribution()
         check_distribution(part, context=None if part.context_ndim is None else torch.randn(8, 3))
     assert caught.value.property == property, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "property"),
+    [(RunsItsNetTwice, "nets_run_once"), (ForgetsTheContext, "context_read"), (ContextFirst, "density_shapes")],
+)
+def test_planted_fault_of_a_conditional_flow_is_named(cls, property):
+    flow, context = conditional(cls)
+    with pytest.raises(ConformanceError) as caught:
+        check_distribution(flow, context=context)
+    assert caught.value.property == property, str(caught.value)
+
+
+def test_sound_distributions_pass():
+    check_distribution(TrainableNormal())
+    flow, context = conditional(fk.Flow)
+    check_distribution(flow, context=context)
+
+
+def test_a_message_names_what_fails_besides():
+    with pytest.raises(ConformanceError, match="It fails besides: law_2.") as caught:
+        check_transform(make(SignFlippedBackwards), **arguments(SignFlippedBackwards), skip=["log_term"])
+    assert (caught.value.property, caught.value.others) == ("law_1", ("law_2",))
+
+
+@pytest.mark.parametrize(("shape", "seeds"), [((1,), 60), ((2,), 25), ((5,), 60)])
+def test_the_rate_of_false_alarms_is_what_it_is_said_to_be(monkeypatch, shape, seeds):
+    """At a rate of 0.1 in place of one in a million, where there is something to count."""
+    monkeypatch.setattr(flowkit.testing.distributions, "ALARM", 0.1)
+    check = DISTRIBUTION_PROPERTIES["samples_follow_density"]
+    alarms = 0
+    for seed in range(seeds):
+        try:
+            check(DistributionCase.of(fk.Logistic(shape), seed=seed))
+        except ConformanceError:
+            alarms += 1
+    # Chance exceeds this once in a thousand.
+    assert alarms <= 0.1 * seeds + 3.1 * math.sqrt(0.09 * seeds)

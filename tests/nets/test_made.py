@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import flowkit as fk
 from flowkit.nets import MADE
-from tests.strategies import seeds
+from flowkit.testing.strategies import seeds
 from tests.support import perturb
 
 
@@ -53,7 +53,7 @@ def test_without_hidden_layers_it_is_linear_and_reads_all_that_comes_before():
     assert torch.equal(reads(MADE(4, 2, hidden=())), before(range(4)))
 
 
-@given(seed=seeds, features=features, width=st.integers(1, 20))
+@given(seed=seeds(), features=features, width=st.integers(1, 20))
 def test_an_adjacency_is_kept_edge_by_edge(seed, features, width):
     generator = torch.Generator().manual_seed(seed)
     names = torch.randperm(features, generator=generator)
