@@ -1,5 +1,9 @@
 """What several tests share."""
 
+import json
+import subprocess
+import sys
+
 import torch
 
 import flowkit as fk
@@ -97,3 +101,44 @@ def after_dequantizer(flow):
     """The density over real numbers behind a model's first part."""
     parts = {name: part for name, part in flow.transform.named_children() if name != "dequantize"}
     return fk.Flow(fk.Chain(**parts), flow.base, context_ndim=flow.context_ndim)
+
+
+PROBE = """
+import json, sys, warnings
+import torch
+
+def state():
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "validate_args": torch.distributions.Distribution._validate_args,
+        "random state": torch.random.get_rng_state().tolist(),
+        "gradients": torch.is_grad_enabled(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "print options": repr(vars(torch._tensor_str.PRINT_OPTS)),
+        "warning filters": repr(warnings.filters),
+        "recursion limit": sys.getrecursionlimit(),
+    }
+
+torch.manual_seed(0)
+before, modules = state(), set(sys.modules)
+import MODULE
+after = state()
+print(json.dumps({
+    "changed": [name for name in before if before[name] != after[name]],
+    "modules": sorted({name.split(".")[0] for name in set(sys.modules) - modules}),
+    "torch": sorted(name for name in set(sys.modules) - modules if name.startswith("torch.")),
+}))
+"""
+
+
+def changed_by_importing(module):
+    """What importing a module in a fresh process changes, and which other modules come along; None if it is absent."""
+    done = subprocess.run([sys.executable, "-c", PROBE.replace("MODULE", module)], capture_output=True, text=True)
+    if "ModuleNotFoundError" in done.stderr:
+        return None
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -1,8 +1,6 @@
 """What the package promises as a whole: its names, its docstrings, and that importing it changes nothing."""
 
 import inspect
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import flowkit as fk
 from flowkit import testing, train
 from flowkit.train import config
+from tests.support import changed_by_importing
 
 # One name a line, so that what is promised can be read and merged.
 NAMES = (Path(__file__).parent / "public_names.txt").read_text().split()
@@ -53,43 +52,9 @@ def test_no_module_bears_the_name_of_a_public_function(package):
         assert not (inspect.isroutine(getattr(fk, name)) and f"flowkit.{name}" in sys.modules)
 
 
-PROBE = """
-import json, sys, warnings
-import torch
-
-def state():
-    return {
-        "default dtype": str(torch.get_default_dtype()),
-        "default device": str(torch.get_default_device()),
-        "validate_args": torch.distributions.Distribution._validate_args,
-        "random state": torch.random.get_rng_state().tolist(),
-        "gradients": torch.is_grad_enabled(),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "matmul precision": torch.get_float32_matmul_precision(),
-        "print options": repr(vars(torch._tensor_str.PRINT_OPTS)),
-        "warning filters": repr(warnings.filters),
-        "recursion limit": sys.getrecursionlimit(),
-    }
-
-torch.manual_seed(0)
-before, modules = state(), set(sys.modules)
-import MODULE
-after = state()
-print(json.dumps({
-    "changed": [name for name in before if before[name] != after[name]],
-    "modules": sorted({name.split(".")[0] for name in set(sys.modules) - modules}),
-    "torch": sorted(name for name in set(sys.modules) - modules if name.startswith("torch.")),
-}))
-"""
-
-
 @pytest.fixture(scope="module", params=["flowkit", "flowkit.testing"])
 def importing(request):
-    script = PROBE.replace("MODULE", request.param)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    return changed_by_importing(request.param)
 
 
 def test_importing_changes_nothing_global(importing):
