@@ -464,9 +464,11 @@ class TrainableNormal(fk.Distribution):
 
     def log_prob(self, x, context=None, *, generator=None):
         self.check_event("x", x)
+        self.check_context(context)
         return (-0.5 * (x * (-self.log_scale).exp()) ** 2 - self.log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def rsample(self, sample_shape=(), context=None, *, generator=None):
+        self.check_context(context)
         noise = torch.randn(*as_shape(sample_shape), 2, dtype=self.log_scale.dtype, generator=generator)
         return noise * self.log_scale.exp()
 
