@@ -17,6 +17,8 @@ from flowkit.transform import Inverse, Transform, run_forward
 
 COUNT = 8  # examples of a case
 
+Bounds = tuple[float | Tensor, float | Tensor]  # least and greatest; of every element, or of each
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformCase:
@@ -147,7 +149,7 @@ class DistributionCase:
     distribution: Distribution
     inputs: Tensor
     context: Tensor | None
-    bounds: tuple[float, float] | None
+    bounds: Bounds | None
     part: str
     seed: int
 
@@ -158,7 +160,7 @@ class DistributionCase:
         *,
         context: Tensor | None = None,
         inputs: Tensor | None = None,
-        bounds: tuple[float, float] | None = None,
+        bounds: Bounds | None = None,
         perturb: float = 0.1,
         count: int = COUNT,
         seed: int = 0,
@@ -188,6 +190,13 @@ class DistributionCase:
     @property
     def event_shape(self) -> torch.Size:
         return self.inputs.shape[1:]
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The bounds of each element of a flattened event."""
+        assert self.bounds is not None
+        low, high = (torch.as_tensor(end).to(self.inputs).expand(self.event_shape).flatten() for end in self.bounds)
+        return low, high
 
     @property
     def exact(self) -> bool:

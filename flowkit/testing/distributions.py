@@ -16,7 +16,7 @@ from torch.func import functional_call, jacrev, vmap
 from flowkit.distribution import Distribution
 from flowkit.errors import NotExact, ShapeError
 from flowkit.functional.precision import log_term_dtype
-from flowkit.testing.case import DistributionCase
+from flowkit.testing.case import Bounds, DistributionCase
 from flowkit.testing.finding import (
     ALARM,
     DISTRIBUTION_PROPERTIES,
@@ -47,7 +47,7 @@ def check_distribution(
     *,
     context: Tensor | None = None,
     inputs: Tensor | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: Bounds | None = None,
     perturb: float = 0.1,
     skip: Sequence[str] = (),
     seed: int = 0,
@@ -64,7 +64,7 @@ def check_distribution(
         context: (N, *event of the context), any N, for a conditional one.
         inputs: (N, *event), points at which to ask for the density; drawn from the distribution if not given.
         bounds: ends of the interval that holds every element, where the density is cut off there: (0, 1) for noise on
-            the unit cube. None for densities that fade out.
+            the unit cube; tensors that broadcast to the event, for a box. None for densities that fade out.
         perturb: deviation of the noise that is added to every trainable parameter of the copy.
         skip: names of properties to leave out.
         seed: of everything that is drawn.
@@ -122,8 +122,8 @@ def _grid(case: DistributionCase, context: Tensor | None, samples: Tensor, dims:
         axis, steps = t.sinh(), t.cosh() * (t[1] - t[0])
         width = high - low
     else:
-        ends = samples.new_tensor(case.bounds)
-        center, width = ends.mean().expand(dims), (ends[1] - ends[0]).expand(dims)
+        low, high = case.ends
+        center, width = (low + high) / 2, high - low
         axis = (torch.arange(size).to(samples) + 0.5) / size - 0.5
         steps = torch.full_like(axis, 1 / size)
     points = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims) * width + center
@@ -316,7 +316,7 @@ def _moved(case: DistributionCase) -> Iterator[Test]:
             for how, (moved, log_det) in moves.items():
                 inside = torch.ones(SAMPLES, dtype=torch.bool, device=flat.device)
                 if case.bounds is not None:
-                    inside = ((moved > case.bounds[0]) & (moved < case.bounds[1])).all(1)
+                    inside = ((moved > case.ends[0]) & (moved < case.ends[1])).all(1)
                     moved = torch.where(inside[:, None], moved, flat)  # the density is 0 outside
                 ratios = (case.log_prob(moved.reshape(samples.shape), given) + log_det - log_prob).exp() * inside
                 error = (ratios.mean() - 1).item() / (ratios.std().item() / math.sqrt(SAMPLES) + 1e-12)

@@ -654,6 +654,7 @@ DISTRIBUTIONS = [
     DistributionRow(
         name="Uniform-box",
         make=lambda: fk.Uniform((2, 2), torch.tensor([[-1.0], [0.0]]), torch.tensor([3.0, 0.5])),
+        options={"bounds": (torch.tensor([[-1.0], [0.0]]), torch.tensor([3.0, 0.5]))},
     ),
     DistributionRow(name="Uniform-two", make=lambda: fk.Uniform((2,), -1.0, 3.0), options={"bounds": (-1.0, 3.0)}),
     DistributionRow(

@@ -136,18 +136,12 @@ class Density(fk.Distribution):
 
     def _flat(self, x, context):
         """The joint batch, and x and context with one batch dim."""
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"Density: x is a {type(x).__name__}, wanted a tensor")
         self.check_event("x", x)
-        self._check_context(context)
+        self.check_context(context)
         batch = torch.broadcast_shapes(x.shape[:-1], () if context is None else context.shape[:-1])
         if context is not None:
             context = context.expand(*batch, context.shape[-1]).reshape(batch.numel(), context.shape[-1])
         return batch, x.expand(*batch, *self.event_shape).reshape(batch.numel(), *self.event_shape), context
-
-    def _check_context(self, context):
-        if (self.context_ndim is None) != (context is None):
-            raise fk.ShapeError(f"Density: context is {'missing' if context is None else 'not taken'}")
 
 
 class NflowsFlow(Density):
@@ -168,7 +162,7 @@ class NflowsFlow(Density):
 
     def _drawn(self, draw, sample_shape, context, generator):
         """What is drawn, the context's batch put after the sample shape; for none, one is drawn and not kept."""
-        self._check_context(context)
+        self.check_context(context)
         shape = as_shape(sample_shape)
         count = max(shape.numel(), 1)
         with seeded(generator, self):
@@ -193,7 +187,7 @@ class ZukoFlow(Density):
         return self.peer(context).log_prob(x)
 
     def rsample(self, sample_shape=(), context=None, *, generator=None):
-        self._check_context(context)
+        self.check_context(context)
         with seeded(generator, self):
             return self.peer(context).rsample(as_shape(sample_shape))
 
