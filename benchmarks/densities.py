@@ -81,6 +81,8 @@ def fit(task: tuple[str, str, str, int], steps: int) -> Fit:
         picture = (None, None)
         if seed == 0 and isinstance(flow.module, fk.Flow):
             log_density = torch.cat([flow.log_prob(rows) for rows in pixels().split(8192)])
+            if log_density.isnan().any():
+                raise RuntimeError(f"{density}, {model}: the density is undefined at points of the picture")
             samples = flow.module.sample((SHOWN,), generator=torch.Generator().manual_seed(1))
             picture = (log_density.exp().reshape(GRID, GRID), samples)
     return Fit(log_prob, seconds, flow.parameters, *picture)

@@ -29,9 +29,10 @@ def layer(
     """Equations 3 to 5 of the first paper: an affine map of each feature, given those before it, by MADE.
 
     The paper writes u = (x - mu) exp(-alpha), this map z = x exp(s) + t: s is -alpha, and t is -mu exp(-alpha). The
-    order is reversed from layer to layer.
+    order is reversed from layer to layer. s stays within 7: nets go on straight where there were no data, and an
+    exponent of 90, which is what they may reach there, gives inf in one layer and NaN in the next.
     """
-    affine = Affine()
+    affine = Affine(log_scale_bound=7.0)
     order = range(features) if number % 2 == 0 else range(features)[::-1]
     return Autoregressive(affine, MADE(features, affine.num_params, hidden, context, activation, order=order))
 
@@ -47,8 +48,9 @@ def maf(
     """The masked autoregressive flow: a stack of MADEs, batch norm after each. Densities take one pass of each.
 
     The defaults are MAF(5) of the paper, with the nets of its middle-sized tables (HEPMASS, MINIBOONE, BSDS300); POWER
-    and GAS have 100 hidden units, MNIST 1024. In train mode batch norm makes log_prob a training loss: see
-    `flowkit.BatchNorm`. Evaluate after `flow.eval()`.
+    and GAS have 100 hidden units, MNIST 1024. A hyperbolic tangent keeps every scale within exp(-7) and exp(7), so that
+    points far from all data have a small density and not an undefined one. In train mode batch norm makes log_prob a
+    training loss: see `flowkit.BatchNorm`. Evaluate after `flow.eval()`.
 
     Args:
         features: of one x.
@@ -94,8 +96,8 @@ def iaf(
     """The inverse autoregressive flow: from noise to sample in one pass of each net, as variational inference needs.
 
     A step is z_t = mu_t + sigma_t z_(t-1), with mu_t and sigma_t read off z_(t-1) in its order, which is reversed from
-    step to step, and off the context (the h of the paper). sigma is exp(s), the identity at the start, in place of the
-    gate that the paper's algorithm 1 prefers. `sample_and_log_prob` runs each net once; `log_prob` of anything else
+    step to step, and off the context (the h of the paper). sigma is exp(s), s within 7 and 0 at the start, in place of
+    the gate that the paper's algorithm 1 prefers. `sample_and_log_prob` runs each net once; `log_prob` of anything else
     goes through the features one after another.
 
     Args:
