@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowkit.errors import ShapeError
 
-__all__ = ["as_shape", "check_tensor", "count", "image_shape", "vector_size", "whole"]
+__all__ = [
+    "as_shape",
+    "batched",
+    "broadcasts",
+    "check_generator",
+    "check_kind",
+    "check_tensor",
+    "count",
+    "image_shape",
+    "nonlinearity",
+    "takes_context",
+    "vector_size",
+    "whole",
+    "widths_of",
+]
 
 
 def whole(value: Any) -> int | None:
@@ -48,17 +63,99 @@ def image_shape(part: str, shape: Any) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def vector_size(part: str, context_shape: Sequence[int] | None) -> int:
-    """The size of a context vector; 0 for none.
+def vector_size(part: str, context_shape: int | Sequence[int] | None) -> int:
+    """The size of a context vector, a whole number or (size,); 0 for none.
 
     Raises:
         ValueError: for a context that is no vector.
     """
     if context_shape is None:
         return 0
+    if not isinstance(context_shape, Sequence):
+        return count(part, "context_shape", context_shape)
     if len(context_shape) != 1:
         raise ValueError(f"{part}: context_shape is {tuple(context_shape)}, wanted (size,), or None")
     return count(part, "context_shape", context_shape[0])
+
+
+def widths_of(part: str, hidden: int | Sequence[int]) -> list[int]:
+    """The widths of hidden layers; a whole number stands for one layer.
+
+    Raises:
+        ValueError: if one is no whole number of at least 1.
+    """
+    several = isinstance(hidden, Sequence) and not isinstance(hidden, str)
+    return [count(part, "hidden", width) for width in (hidden if several else [hidden])]  # type: ignore[union-attr]
+
+
+def nonlinearity(part: str, activation: Callable[[], nn.Module]) -> nn.Module:
+    """What `activation` makes.
+
+    Raises:
+        TypeError: for a function of tensors, or a module, where a class is wanted.
+    """
+    try:
+        made: Any = activation()
+    except TypeError:
+        made = None
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{part}: activation is {activation!r}, wanted a class of modules, such as torch.nn.SiLU")
+    return made
+
+
+def takes_context(part: str, name: str, net: Any) -> bool:
+    """Whether `net(value, context)` is a call that the network takes; if not, `net(value)` is.
+
+    Raises:
+        TypeError: for what is no network: no function, a class of networks, one of no argument or of more.
+    """
+    if not callable(net) or isinstance(net, type):
+        came = f"the class {net.__name__}" if isinstance(net, type) else f"a {type(net).__name__}"
+        raise TypeError(f"{part}: {name} is {came}, wanted a network: {name}(value, context) or {name}(value)")
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):  # compiled code, which may not tell
+        return True
+    for arguments in ((None, None), (None,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2
+    raise TypeError(f"{part}: {name} takes {signature}, wanted a network: {name}(value, context) or {name}(value)")
+
+
+def check_kind(owner: str, name: str, value: Any, kind: type, wanted: str) -> None:
+    """Refuse a `value` of another kind.
+
+    Raises:
+        TypeError: naming its class, and what was wanted.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{owner}: {name} is a {type(value).__name__}, wanted {wanted}")
+
+
+def check_generator(generator: Any) -> None:
+    """Refuse what is no generator, such as a seed.
+
+    Raises:
+        TypeError: naming its class.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator is a {type(generator).__name__}, wanted a torch.Generator: torch.Generator().manual_seed(0)"
+        )
+
+
+def batched(shape: Sequence[int]) -> str:
+    """An event shape with its batch dims, for messages."""
+    return f"({', '.join(['*batch', *map(str, shape)])})"
+
+
+def broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
+    """Whether `shape` expands to `batch`."""
+    pairs = zip(reversed(shape), reversed(batch), strict=False)
+    return len(shape) <= len(batch) and all(own in (1, size) for own, size in pairs)
 
 
 def check_tensor(owner: str, name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import check_kind
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError
 from flowkit.flow import Flow
@@ -46,6 +47,7 @@ def validation(module: nn.Module) -> Iterator[None]:
 
     Raises:
         DomainError: from the call that goes wrong, or from `backward`.
+        TypeError: if `module` is none.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.Chain(logit=fk.Logit(), norm=fk.ActNorm((2,))), fk.Normal((2,)))
@@ -55,6 +57,7 @@ def validation(module: nn.Module) -> Iterator[None]:
         ...
     flowkit.errors.DomainError: transform.logit: x is 1.5 in example 1, element 1, wanted Interval(lower_bound=0.0, ...
     """
+    check_kind("validation", "module", module, nn.Module, "a flow, or a module that holds transforms")
     watch = _Validation(module)
     with ExitStack() as stack:
         stack.callback(watch.end)
@@ -382,16 +385,18 @@ class Certificate:
 class Certificates:
     """What `inverse_certificates` gives: one certificate for each layer whose inverse ran, in the order of the first.
 
-    `ok` says whether all of them are good; `print` shows the table; index by path for one.
+    `ok` says whether all of them are good; `print` shows the table; index by path for one. Where layers ran forward
+    alone, as in samples of an inverse autoregressive flow, there is nothing to certify: the table is empty, and `ok`.
     """
 
     def __init__(self) -> None:
         self._found: dict[str, Certificate] = {}
+        self._ran = False
 
     @property
     def ok(self) -> bool:
-        """Whether some inverse ran, and all that did are good."""
-        return bool(self._found) and all(certificate.ok for certificate in self)
+        """Whether some layer ran, and all inverses that did are good."""
+        return self._ran and all(certificate.ok for certificate in self)
 
     def __iter__(self) -> Iterator[Certificate]:
         return iter(self._found.values())
@@ -409,6 +414,8 @@ class Certificates:
         return markdown_table(_HEADINGS, self._entries(), left=2)
 
     def __str__(self) -> str:
+        if not self._found:
+            return "no inverse ran: " + ("every layer ran forward" if self._ran else "no layer ran")
         table = text_table(_HEADINGS, self._entries(), left=2, width=120)
         notes = (
             "residual: abs(f(x) - z) in units of eps (1 + abs(z) + abs(x) dz/dx), of the worst element",
@@ -451,6 +458,7 @@ def inverse_certificates(module: nn.Module, *, tolerance: float = 64.0) -> Itera
         tolerance: the largest residual that counts as rounding.
 
     Raises:
+        TypeError: if `module` is none.
         ValueError: if the tolerance is not above 0.
 
     >>> import torch, flowkit as fk
@@ -461,6 +469,7 @@ def inverse_certificates(module: nn.Module, *, tolerance: float = 64.0) -> Itera
     >>> report.ok, report["transform.couple"].converged, report["transform.couple"].map_calls[0].iterations.shape
     (True, 1.0, torch.Size([64, 1]))
     """
+    check_kind("inverse_certificates", "module", module, nn.Module, "a flow, or a module that holds transforms")
     if not tolerance > 0:
         raise ValueError(f"inverse_certificates: tolerance is {tolerance}, wanted above 0")
     report = Certificates()
@@ -505,6 +514,7 @@ class _Notary:
 
     def after(self, part: nn.Module, args: tuple[Any, ...], result: Any, inverse: bool) -> None:
         call = self.running.pop()
+        self.report._ran = True
         if not inverse or self.checking:
             return
         if part in self.layers:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.arguments import check_tensor
+from flowkit.arguments import check_generator, check_tensor
 from flowkit.errors import DomainError, NotExact, ShapeError
 
 __all__ = ["Distribution", "drawn_with"]
@@ -177,4 +177,5 @@ def drawn_with(generator: torch.Generator | None) -> dict[str, Any]:
     A distribution that knows none then serves where none is asked for; and torch exports a draw of any size only if
     the keyword is left out.
     """
+    check_generator(generator)
     return {} if generator is None else {"generator": generator}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import constraints
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import as_shape, check_tensor, count
 from flowkit.bijectors.autoregressive import Autoregressive
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import NotExact, ShapeError
@@ -68,6 +68,8 @@ class Flow(Distribution):
                 f"Flow: base is a {type(base).__module__}.{type(base).__name__}, "
                 "wanted a flowkit Distribution, such as flowkit.Normal"
             )
+        if context_ndim is not None:
+            context_ndim = count("Flow", "context_ndim", context_ndim, 0)
         if context_shape is not None:
             context_shape = as_shape(context_shape, "Flow: context_shape")
             if context_ndim not in (None, len(context_shape)):
@@ -246,6 +248,8 @@ class Flow(Distribution):
             raise ValueError(f"Flow.summary: samples is {samples}, wanted at least 1")
         if repeats < 1:
             raise ValueError(f"Flow.summary: repeats is {repeats}, wanted at least 1")
+        if x is not None:
+            check_tensor("Flow.summary", "x", x)
         like = tensor_of(self)
         if context is None and self.context_ndim is not None:
             known = torch.Size() if self.context_ndim == 0 else self._context_shape

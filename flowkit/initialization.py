@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import check_kind, check_tensor
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.interception import intercepted
 
@@ -32,6 +33,7 @@ def initialize(
         generator: for the noise of a dequantizer.
 
     Raises:
+        TypeError: if `flow` is no distribution, or `batch` no tensor.
         ValueError: if a part would set itself from values that are not finite, or could not be reached.
 
     Reference:
@@ -44,6 +46,8 @@ def initialize(
     >>> bool(flow.to_latent(x).mean().abs() < 1e-5)
     True
     """
+    check_kind("initialize", "flow", flow, Distribution, "a flowkit Distribution, such as a Flow")
+    check_tensor("initialize", "batch", batch)
     waiting = {id(module): name for name, module in flow.named_modules() if hasattr(module, "initialize_")}
     modules = [module for module in flow.modules() if id(module) in waiting]
     modes = {module: module.training for module in flow.modules()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.arguments import check_tensor
+from flowkit.arguments import check_generator, check_tensor
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.reduce import sum_rightmost
@@ -44,6 +44,9 @@ class Transform(nn.Module, ABC):
         codomain: the values z has; None as for `domain`.
         checkpointed: whether a chain runs this layer a second time in the backward pass, in place of keeping what it
             computed; set by `flowkit.activation_checkpointing`.
+        net_takes_context: whether the net of this part is called with the context too; a part that has one finds it
+            out at construction.
+        net_reads: what the net of this part is given, for error messages.
     """
 
     in_ndim: int
@@ -51,6 +54,8 @@ class Transform(nn.Module, ABC):
     stochastic_forward: bool = False
     stochastic_inverse: bool = False
     checkpointed: bool = False
+    net_takes_context: bool = True
+    net_reads: str = ""
     domain: constraints.Constraint | None = constraints.real
     codomain: constraints.Constraint | None = constraints.real
 
@@ -97,15 +102,48 @@ class Transform(nn.Module, ABC):
             )
 
     def enter_net(self, net: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
-        """`net(*args)`; what it says of shapes that do not fit comes with the path of this part.
+        """`net(*args)`; what it says of shapes and dtypes that do not fit comes with the path of this part.
 
         Raises:
             ShapeError: what the net raised, with the path before it.
+            DomainError: if the net failed on another floating dtype than that of its parameters.
         """
         try:
             return checkpointed(self.checkpointed and torch.compiler.is_compiling(), net, *args)
         except ShapeError as error:
-            raise ShapeError(f"{self.path}: {error}") from error
+            raise ShapeError(f"{self.path}: {error}" + (f"; {self.net_reads}" if self.net_reads else "")) from error
+        except RuntimeError as error:
+            self._blame_dtype(args, error)
+            raise
+
+    def _blame_dtype(self, args: tuple[Tensor | None, ...], error: RuntimeError) -> None:
+        """Raise what explains the error of a net better: that a floating dtype is none of the parameters'."""
+        own = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        for value in args:
+            if value is None or not value.is_floating_point() or not own or value.dtype in own:
+                continue
+            if torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type):
+                continue  # the net casts what it is given
+            wanted = ", ".join(sorted(map(str, own)))
+            raise DomainError(
+                f"{self.path}: the net was given {value.dtype}, but its parameters are {wanted}: wanted the input in "
+                f"{wanted}, or the part in {value.dtype}"
+            ) from error
+
+    def net_arguments(self, value: Tensor, context: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What the net of this part is called with: `context` too, unless the net takes none.
+
+        Raises:
+            ShapeError: if there is a context, and the net takes none.
+        """
+        if self.net_takes_context:
+            return value, context
+        if context is not None:
+            raise ShapeError(
+                f"{self.path}: context has shape {tuple(context.shape)}, but the net takes none; wanted one that is "
+                "called as net(value, context)"
+            )
+        return (value,)
 
     def needed_context(self, context: Tensor | None) -> Tensor:
         """`context`, or the error that it is missing.
@@ -347,6 +385,7 @@ def run_forward(
     transform: Transform, x: Tensor, context: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """`transform(x, context)`, with the generator if it draws noise in this direction."""
+    check_generator(generator)
     if transform.stochastic_forward:
         return transform(x, context, generator=generator)
     return checkpointed(_whole(transform), transform, x, context)
@@ -356,6 +395,7 @@ def run_inverse(
     transform: Transform, z: Tensor, context: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """`transform.inverse(z, context)`, with the generator if it draws noise in this direction."""
+    check_generator(generator)
     if transform.stochastic_inverse:
         return transform.inverse(z, context, generator=generator)  # type: ignore[call-arg]
     return checkpointed(_whole(transform), transform.inverse, z, context)

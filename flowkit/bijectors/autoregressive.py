@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import check_kind, takes_context
 from flowkit.errors import ShapeError
 from flowkit.transform import Bijector, Map
 
@@ -31,14 +32,17 @@ class Autoregressive(Bijector):
 
     Args:
         map: an elementwise map, which knows how many parameters it needs.
-        net: `net(x, context)` gives (*x.shape, map.num_params). It ends mixed precision: what it gives is cast to the
-            dtype of x.
+        net: `net(x, context)` gives (*x.shape, map.num_params); one of one argument is called as `net(x)` and serves
+            where there is no context. It ends mixed precision: what it gives is cast to the dtype of x.
 
     Shapes:
         x, z: (*batch, features); l: (*batch); context: what the net takes. An event is one axis: flatten images first.
 
     Raises:
-        ShapeError: if the features do not fit the net, or the net's output does not fit the map.
+        ShapeError: if the features do not fit the net, the net's output does not fit the map, or there is a context
+            and the net takes none.
+        DomainError: if the net fails on x for its dtype.
+        TypeError: if `map` is no map, or `net` no network.
         ValueError: if the net's groups do not hold each feature once.
 
     Reference:
@@ -62,8 +66,8 @@ class Autoregressive(Bijector):
 
     def __init__(self, map: Map, net: nn.Module) -> None:
         super().__init__()
-        if not isinstance(map, Map):
-            raise TypeError(f"{type(self).__name__}: map is a {type(map).__name__}, wanted one of flowkit.maps")
+        check_kind(type(self).__name__, "map", map, Map, "one of flowkit.maps")
+        self.net_takes_context = takes_context(type(self).__name__, "net", net)
         self.map, self.conditioner = map, net
         self.domain, self.codomain = map.domain, map.codomain
         groups = getattr(net, "groups", None)
@@ -88,12 +92,12 @@ class Autoregressive(Bijector):
             )
         return params.to(value.dtype)
 
-    def _conditioned(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self._fitting(self.conditioner(x, context), x)
+    def _conditioned(self, x: Tensor, *context: Tensor | None) -> Tensor:
+        return self._fitting(self.conditioner(x, *context), x)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check("x", x)
-        z, terms = self.map(x, self.enter_net(self._conditioned, x, context))
+        z, terms = self.map(x, self.enter_net(self._conditioned, *self.net_arguments(x, context)))
         return z, terms.sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -109,16 +113,16 @@ class Autoregressive(Bijector):
             terms.append(term)
             return x
 
-        def found(z: Tensor, context: Tensor | None) -> Tensor:
+        def found(z: Tensor, *context: Tensor | None) -> Tensor:
             if getattr(self.conditioner, "incremental", False):
-                return self.conditioner(z, context, find=find)
+                return self.conditioner(z, *context, find=find)
             columns = [torch.zeros_like(column) for column in z.unbind(-1)]
             for group in groups:
-                params = self._conditioned(torch.stack(columns, -1), context)
+                params = self._conditioned(torch.stack(columns, -1), *context)
                 values = find(torch.stack([params.select(-2, i) for i in group], -2))
                 for i, value in zip(group, values.unbind(-1), strict=True):
                     columns[i] = value
             return torch.stack(columns, -1)
 
-        x = self.enter_net(found, z, context)
+        x = self.enter_net(found, *self.net_arguments(z, context))
         return x, torch.cat(terms, -1).sum(-1)

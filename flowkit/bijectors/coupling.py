@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import check_kind, count, takes_context, whole
 from flowkit.errors import ShapeError
 from flowkit.functional.reduce import sum_rightmost
 from flowkit.maps.affine import Affine
@@ -22,8 +23,9 @@ class Coupling(Bijector):
 
     Args:
         map: an elementwise map, which knows how many parameters it needs.
-        net: `net(a, context)` gives (*b.shape, map.num_params). It ends mixed precision: what it gives is cast to
-            the dtype of x.
+        net: `net(a, context)` gives (*b.shape, map.num_params); a net of one argument, such as a
+            `torch.nn.Sequential`, is called as `net(a)` and serves where there is no context. It ends mixed
+            precision: what it gives is cast to the dtype of x.
         dim: the axis, negative; the event is this axis and all to its right.
         passing: how many elements along the axis pass, at least 1; half of them if not given. `Partition` puts the
             elements of any mask first.
@@ -32,7 +34,10 @@ class Coupling(Bijector):
         x, z: (*batch, *event of -dim dims); l: (*batch); context: what the net takes.
 
     Raises:
-        ShapeError: if the axis has too few elements for both parts, or the net's output does not fit the map.
+        ShapeError: if the axis has too few elements for both parts, the net's output does not fit the map, or there
+            is a context and the net takes none.
+        DomainError: if the net fails on x for its dtype.
+        TypeError: if `map` is no map, or `net` no network.
         ValueError: if `dim` is not negative, or `passing` below 1.
 
     Reference:
@@ -48,14 +53,16 @@ class Coupling(Bijector):
     (True, True)
     """
 
+    net_reads = "the net reads the half that passes"
+
     def __init__(self, map: Map, net: nn.Module, dim: int, passing: int | None = None) -> None:
         super().__init__()
-        if not isinstance(map, Map):
-            raise TypeError(f"{type(self).__name__}: map is a {type(map).__name__}, wanted one of flowkit.maps")
-        if dim >= 0:
-            raise ValueError(f"{type(self).__name__}: dim is {dim}, wanted negative, counted from the right")
-        if passing is not None and passing < 1:
-            raise ValueError(f"{type(self).__name__}: passing is {passing}, wanted at least 1")
+        part, axis = type(self).__name__, whole(dim)
+        check_kind(part, "map", map, Map, "one of flowkit.maps")
+        if axis is None or axis >= 0:
+            raise ValueError(f"{part}: dim is {dim!r}, wanted a negative whole number, counted from the right")
+        dim, passing = axis, None if passing is None else count(part, "passing", passing)
+        self.net_takes_context = takes_context(part, "net", net)
         self.map, self.conditioner, self.dim, self.passing = map, net, dim, passing
         self.in_ndim = self.out_ndim = -dim
         self.domain, self.codomain = map.domain, map.codomain
@@ -73,7 +80,7 @@ class Coupling(Bijector):
         return first, second
 
     def _conditioned(self, first: Tensor, second: Tensor, context: Tensor | None) -> Tensor:
-        params = self.enter_net(self.conditioner, first, context)
+        params = self.enter_net(self.conditioner, *self.net_arguments(first, context))
         wanted = (*second.shape, self.map.num_params)
         if params.shape != wanted:
             raise ShapeError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import as_shape, check_kind, count, takes_context
 from flowkit.errors import ShapeError
 from flowkit.functional.reduce import sum_rightmost
 from flowkit.transform import Bijector, Map
@@ -36,6 +36,7 @@ class Elementwise(Bijector):
 
     def __init__(self, map: Map, shape: int | Sequence[int]) -> None:
         super().__init__()
+        check_kind("Elementwise", "map", map, Map, "one of flowkit.maps")
         self.map, self.shape = map, tuple(as_shape(shape, "Elementwise: shape"))
         self.in_ndim = self.out_ndim = len(self.shape)
         self.params = nn.Parameter(torch.zeros(*self.shape, map.num_params))
@@ -73,6 +74,8 @@ class FromContext(Bijector):
 
     Raises:
         ShapeError: if the context is missing or the net's output does not fit.
+        DomainError: if the net fails on the context for its dtype.
+        TypeError: if `map` is no map, or `net` no network.
 
     >>> import torch, flowkit as fk
     >>> shift = FromContext(fk.maps.Affine(), fk.nets.MLP((4,), (3, 2), hidden=(8,)), event_ndim=1)
@@ -82,8 +85,10 @@ class FromContext(Bijector):
 
     def __init__(self, map: Map, net: nn.Module, event_ndim: int) -> None:
         super().__init__()
+        check_kind("FromContext", "map", map, Map, "one of flowkit.maps")
+        takes_context("FromContext", "net", net)  # that it is a network; it reads the context as its value
         self.map, self.net = map, net
-        self.in_ndim = self.out_ndim = event_ndim
+        self.in_ndim = self.out_ndim = count("FromContext", "event_ndim", event_ndim, 0)
         self.domain, self.codomain = map.domain, map.codomain
 
     def _read(self, value: Tensor, context: Tensor | None) -> Tensor:

@@ -132,7 +132,7 @@ class Partition(Rearrangement):
     The order is saved with the parameters, so that a mask that was drawn comes back with its flow.
 
     Args:
-        mask: of the shape of an event, with at least one true and one false element.
+        mask: a tensor, array or list of the shape of an event, with at least one true and one false element.
 
     Shapes:
         x: (*batch, *event), with the shape of the mask; z: (*batch, number of elements); l: (*batch).
@@ -163,8 +163,12 @@ class Partition(Rearrangement):
     order: Tensor
     places: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor | Sequence[bool]) -> None:
         super().__init__()
+        try:
+            mask = torch.as_tensor(mask)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"Partition: mask is {mask!r}, wanted a tensor of torch.bool") from None
         if mask.dtype != torch.bool:
             raise TypeError(f"Partition: mask is {mask.dtype}, wanted torch.bool")
         self.shape, self.in_ndim, self.passing = tuple(mask.shape), mask.ndim, int(mask.sum())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import image_shape
+from flowkit.arguments import batched, image_shape
 from flowkit.errors import ShapeError
 from flowkit.nets.layers import Conv2d
 
@@ -60,9 +60,7 @@ class HalfNet(nn.Module):
 
     def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:
         if tuple(half.shape[-3:]) != self.shape:
-            raise ShapeError(
-                f"{type(self).__name__}: half has shape {tuple(half.shape)}, wanted (*batch, {self.shape})"
-            )
+            raise ShapeError(f"{type(self).__name__}: half has shape {tuple(half.shape)}, wanted {batched(self.shape)}")
         batch = half.shape[:-3]
         params = self._read(half.reshape(math.prod(batch), *self.shape), self._embedded(context, batch))
         # The data channel is the slow index of the outputs.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import image_shape
+from flowkit.arguments import batched, image_shape
 from flowkit.errors import ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.rearrange import pair_columns
@@ -209,7 +209,7 @@ class GatedConvAttention(nn.Module):
 
     def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:
         if tuple(half.shape[-3:]) != self.shape:
-            raise ShapeError(f"GatedConvAttention: half has shape {tuple(half.shape)}, wanted (*batch, {self.shape})")
+            raise ShapeError(f"GatedConvAttention: half has shape {tuple(half.shape)}, wanted {batched(self.shape)}")
         batch = half.shape[:-3]
         x = half.reshape(math.prod(batch), *self.shape)
         x = self.enter(x)
@@ -273,7 +273,7 @@ class ImageContext(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if tuple(x.shape[-3:]) != self.shape:
-            raise ShapeError(f"ImageContext: x has shape {tuple(x.shape)}, wanted (*batch, {self.shape})")
+            raise ShapeError(f"ImageContext: x has shape {tuple(x.shape)}, wanted {batched(self.shape)}")
         halves = pair_columns(x).flatten(-4, -3)
         context = flat_context("ImageContext", context, self.context, halves.shape[-2:], x.shape[:-3])
         return flatten_batch(lambda flat: self._read(flat, context), halves, 3)

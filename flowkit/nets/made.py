@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import count
+from flowkit.arguments import broadcasts, count, nonlinearity, widths_of
 from flowkit.errors import ShapeError
 
 __all__ = ["MADE"]
@@ -31,11 +31,14 @@ class MADE(nn.Module):
     Args:
         features: how many there are.
         out: outputs for each of them, `map.num_params` as a conditioner.
-        hidden: widths of the hidden layers; with `residual`, of the residual blocks, all the same.
+        hidden: widths of the hidden layers, an int for one; with `residual`, of the residual blocks, all the same. With
+            an order, a layer of fewer than features - 1 units cuts dependencies: there are sets that no unit reads, and
+            a feature then depends on part of those before it.
         context: width of a context vector, which every output may read; 0 for none.
         activation: class of the nonlinearity.
         order: the features from first to last, `range(features)` if not given; `range(features)[::-1]` reverses them.
-        adjacency: (features, features), true at (i, j) where the outputs of i read feature j, in place of `order`.
+        adjacency: (features, features), a tensor or lists, true at (i, j) where the outputs of i read feature j,
+            in place of `order`.
         residual: whether the hidden layers are residual blocks, h + W act(W act(h)), behind one that enters them.
 
     Shapes:
@@ -73,16 +76,17 @@ class MADE(nn.Module):
         self,
         features: int,
         out: int,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         context: int = 0,
         activation: Callable[[], nn.Module] = nn.SiLU,
         *,
         order: Sequence[int] | Tensor | None = None,
-        adjacency: Tensor | None = None,
+        adjacency: Tensor | Sequence[Sequence[bool]] | None = None,
         residual: bool = False,
     ) -> None:
         super().__init__()
         features, out = count("MADE", "features", features), count("MADE", "out", out)
+        hidden, context = widths_of("MADE", hidden), count("MADE", "context", context, 0)
         if residual and len(set(hidden)) != 1:
             raise ValueError(f"MADE: hidden is {tuple(hidden)}, wanted one width for all residual blocks")
         if adjacency is None:
@@ -97,7 +101,7 @@ class MADE(nn.Module):
         masks[-1] = masks[-1].repeat_interleave(out, 0)
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         self.from_context = nn.Linear(context, len(masks[0]), bias=False) if context else None
-        self.activation = activation()
+        self.activation = nonlinearity("MADE", activation)
         starts_at_zero = [self._stack[-1].weight, self._stack[-1].bias]
         if self.from_context is not None and not widths:
             starts_at_zero.append(self.from_context.weight)
@@ -201,7 +205,7 @@ class MADE(nn.Module):
         if self.from_context is None:
             return bias
         batch = value.shape[:-1]
-        if context is None or context.shape[-1:] != (self.context,) or not _broadcasts(context.shape[:-1], batch):
+        if context is None or context.shape[-1:] != (self.context,) or not broadcasts(context.shape[:-1], batch):
             came = "is missing" if context is None else f"has shape {tuple(context.shape)}"
             raise ShapeError(f"MADE: context {came}, wanted (*batch, {self.context}), for a batch {tuple(batch)}")
         return bias + self.from_context(context.expand(*batch, self.context))
@@ -278,11 +282,6 @@ def _joined(known: Tensor | None, new: Tensor) -> Tensor:
     return new if known is None else torch.cat([known, new], -1)
 
 
-def _broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
-    pairs = zip(reversed(shape), reversed(batch), strict=False)
-    return len(shape) <= len(batch) and all(own in (1, size) for own, size in pairs)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Which reads which: once, at construction
 
@@ -296,7 +295,11 @@ def _reads_before(features: int, order: Sequence[int] | Tensor) -> Tensor:
     return place[:, None] > place
 
 
-def _reads_along(features: int, adjacency: Tensor) -> Tensor:
+def _reads_along(features: int, adjacency: Tensor | Sequence[Sequence[bool]]) -> Tensor:
+    try:
+        adjacency = torch.as_tensor(adjacency)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"MADE: adjacency is {adjacency!r}, wanted a tensor {(features, features)}") from None
     if adjacency.shape != (features, features):
         raise ValueError(f"MADE: adjacency has shape {tuple(adjacency.shape)}, wanted {(features, features)}")
     return adjacency.detach().bool().cpu()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import as_shape, batched, broadcasts, count, nonlinearity, widths_of
 from flowkit.errors import ShapeError
 
 __all__ = ["MLP"]
@@ -21,7 +21,7 @@ class MLP(nn.Module):
     Args:
         shape: event shape of the input, flattened; an int stands for one dim, here and in `out`.
         out: event shape of the output, e.g. (*other_half, num_params).
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers; an int stands for one.
         context: width of a context vector, joined to the input; 0 for none.
         activation: class of the nonlinearity.
         residual: whether the hidden layers are residual blocks, h + W act(W act(h)), all of one width, behind a layer
@@ -32,7 +32,8 @@ class MLP(nn.Module):
 
     Raises:
         ShapeError: if the input or the context does not fit.
-        ValueError: if residual blocks have several widths.
+        ValueError: if residual blocks have several widths, or for a size that is none.
+        TypeError: if `activation` makes no module.
 
     >>> import torch
     >>> MLP((3,), (2, 5), hidden=(16,))(torch.zeros(7, 3)).shape
@@ -43,12 +44,14 @@ class MLP(nn.Module):
         self,
         shape: int | Sequence[int],
         out: int | Sequence[int],
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         context: int = 0,
-        activation: type[nn.Module] = nn.SiLU,
+        activation: Callable[[], nn.Module] = nn.SiLU,
         residual: bool = False,
     ) -> None:
         super().__init__()
+        hidden, context = widths_of("MLP", hidden), count("MLP", "context", context, 0)
+        nonlinearity("MLP", activation)
         if residual and len(set(hidden)) != 1:
             raise ValueError(f"MLP: hidden is {tuple(hidden)}, wanted one width for all residual blocks")
         self.shape, self.out = tuple(as_shape(shape, "MLP: shape")), tuple(as_shape(out, "MLP: out"))
@@ -68,12 +71,13 @@ class MLP(nn.Module):
     def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:
         batch = value.shape[: value.ndim - len(self.shape)]
         if value.shape[len(batch) :] != self.shape:
-            raise ShapeError(f"MLP: input has shape {tuple(value.shape)}, wanted (*batch, {self.shape})")
+            raise ShapeError(f"MLP: input has shape {tuple(value.shape)}, wanted {batched(self.shape)}")
         flat = value.reshape(*batch, math.prod(self.shape))
         if self.context:
-            if context is None or context.shape[-1:] != (self.context,):
+            fits = context is not None and context.shape[-1:] == (self.context,)
+            if context is None or not fits or not broadcasts(context.shape[:-1], batch):
                 came = "is missing" if context is None else f"has shape {tuple(context.shape)}"
-                raise ShapeError(f"MLP: context {came}, wanted (*batch, {self.context})")
+                raise ShapeError(f"MLP: context {came}, wanted (*batch, {self.context}), for a batch {tuple(batch)}")
             flat = torch.cat([flat, context.expand(*batch, self.context)], dim=-1)
         return self.layers(flat).reshape(*batch, *self.out)
 
@@ -81,7 +85,7 @@ class MLP(nn.Module):
 class ResidualBlock(nn.Module):
     """h + W2 act(W1 act(h)), the pre-activation block of He, Zhang, Ren, Sun, "Identity Mappings", 2016."""
 
-    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+    def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.layers = nn.Sequential(activation(), nn.Linear(width, width), activation(), nn.Linear(width, width))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.arguments import whole
+from flowkit.arguments import takes_context, whole
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional import discrete
@@ -181,6 +181,7 @@ class DrawnDequantizer(Dequantizer):
             raise TypeError(f"{part}: encoder is a {type(encoder).__name__}, wanted a network or None")
         if encoder is None and noise.context_ndim is not None:
             raise ValueError(f"{part}: a conditional noise needs an encoder")
+        self.net_takes_context = encoder is None or takes_context(part, "encoder", encoder)
         self.encoder, self.noise = encoder, noise
         self.out_ndim = noise.event_ndim
         self.in_ndim = self.out_ndim - len(self._added)
@@ -209,7 +210,7 @@ class DrawnDequantizer(Dequantizer):
     def _encode(self, x: Tensor, context: Tensor | None) -> Tensor | None:
         if self.encoder is None:
             return None
-        encoded = self.enter_net(self.encoder, self._code(x), context)
+        encoded = self.enter_net(self.encoder, *self.net_arguments(self._code(x), context))
         # Mixed precision ends here, as it does behind a coupling's net: the noise is a density.
         return encoded.to(self.unit.dtype) if encoded.is_floating_point() else encoded
 

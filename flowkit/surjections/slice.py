@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import takes_context
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import ShapeError
 from flowkit.functional.precision import log_term_dtype
@@ -70,6 +71,7 @@ class Slice(Transform):
                 f"Slice: base is conditional on {base.context_ndim} dims of event, but what is kept has "
                 f"{base.event_ndim}; wanted an encoder"
             )
+        self.net_takes_context = encoder is None or takes_context("Slice", "encoder", encoder)
         self.keep, self.base, self.dim, self.encoder = keep, base, dim, encoder
         self.in_ndim = self.out_ndim = base.event_ndim
 
@@ -77,7 +79,9 @@ class Slice(Transform):
         """What the base is conditional on, as further arguments of its methods."""
         if self.base.context_ndim is None:
             return ()
-        return (kept if self.encoder is None else self.enter_net(self.encoder, kept, context),)
+        if self.encoder is None:
+            return (kept,)
+        return (self.enter_net(self.encoder, *self.net_arguments(kept, context)),)
 
     def _event(self, size: int | None) -> tuple[int | None, ...]:
         """The event with this size along the axis."""

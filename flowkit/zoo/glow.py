@@ -105,7 +105,7 @@ def glow(
     coupling: Literal["affine", "additive"] = "affine",
     lu: bool = False,
     learned_prior: bool = True,
-    context_shape: tuple[int] | None = None,
+    context_shape: int | tuple[int] | None = None,
 ) -> Flow:
     """Glow over integer images: at every scale squeeze, `steps` steps of flow, factor half of the channels out.
 
@@ -122,8 +122,9 @@ def glow(
         coupling: "affine" or "additive".
         lu: whether 1x1 convolutions are by LU.
         learned_prior: whether the last latent's normal has a mean and a deviation for each channel, as a last norm.
-        context_shape: (size,) of a context vector, such as a class in one-hot form: mean and deviation of the last
-            latent are linear in it, as in the published code, and every coupling's net reads it. None for no context.
+        context_shape: (size,), or size, of a context vector, such as a class in one-hot form: mean and deviation of the
+            last latent are linear in it, as in the published code, and every coupling's net reads it. None for no
+            context.
 
     Shapes:
         x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch); context: (*batch, size).

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from flowkit.arguments import count, vector_size
+from flowkit.arguments import count, vector_size, widths_of
 from flowkit.bijectors import Autoregressive, BatchNorm
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
@@ -40,10 +40,10 @@ def layer(
 def maf(
     features: int,
     transforms: int = 5,
-    hidden: Sequence[int] = (512, 512),
+    hidden: int | Sequence[int] = (512, 512),
     *,
     batch_norm: bool = True,
-    context_shape: Sequence[int] | None = None,
+    context_shape: int | Sequence[int] | None = None,
 ) -> Flow:
     """The masked autoregressive flow: a stack of MADEs, batch norm after each. Densities take one pass of each.
 
@@ -55,9 +55,10 @@ def maf(
     Args:
         features: of one x.
         transforms: how many MADEs.
-        hidden: widths of the hidden layers of each, with ReLU.
+        hidden: widths of the hidden layers of each, with ReLU, an int for one; below features - 1 they cut
+            dependencies, see `flowkit.nets.MADE`.
         batch_norm: whether batch norm follows each.
-        context_shape: (C,) for a flow that is conditional on vectors (section 3.4); None for none.
+        context_shape: (C,) or C for a flow that is conditional on vectors (section 3.4); None for none.
 
     Shapes:
         x: (*batch, features); context: (*batch, C); log_prob: (*batch).
@@ -75,7 +76,8 @@ def maf(
     (torch.Size([3]), torch.Size([5, 3, 4]))
     """
     context = vector_size("maf", context_shape)
-    transforms = count("maf", "transforms", transforms)
+    features, transforms = count("maf", "features", features), count("maf", "transforms", transforms)
+    hidden = widths_of("maf", hidden)
 
     def step(number: int) -> Chain:
         parts: dict[str, Transform] = {"made": layer(features, number, hidden, context, nn.ReLU)}
@@ -89,9 +91,9 @@ def maf(
 def iaf(
     features: int,
     transforms: int = 8,
-    hidden: Sequence[int] = (320, 320),
+    hidden: int | Sequence[int] = (320, 320),
     *,
-    context_shape: Sequence[int] | None = None,
+    context_shape: int | Sequence[int] | None = None,
 ) -> Flow:
     """The inverse autoregressive flow: from noise to sample in one pass of each net, as variational inference needs.
 
@@ -103,8 +105,9 @@ def iaf(
     Args:
         features: of one sample.
         transforms: how many steps; the paper has up to 8.
-        hidden: widths of the hidden layers of each net, with ELU; the paper has 320 and 1920.
-        context_shape: (C,) for a flow that is conditional on vectors, such as an encoder's; None for none.
+        hidden: widths of the hidden layers of each net, with ELU, an int for one; the paper has 320 and 1920.
+            Below features - 1 they cut dependencies, see `flowkit.nets.MADE`.
+        context_shape: (C,) or C for a flow that is conditional on vectors, such as an encoder's; None for none.
 
     Shapes:
         x: (*batch, features); context: (*batch, C); log_prob: (*batch).
@@ -123,6 +126,7 @@ def iaf(
     True
     """
     context = vector_size("iaf", context_shape)
-    transforms = count("iaf", "transforms", transforms)
+    features, transforms = count("iaf", "features", features), count("iaf", "transforms", transforms)
+    hidden = widths_of("iaf", hidden)
     steps = (layer(features, number, hidden, context, nn.ELU) for number in range(transforms))
     return Flow(Chain(*steps).inv, Normal((features,)), context_shape=context_shape)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from flowkit.arguments import count, vector_size
+from flowkit.arguments import count, vector_size, widths_of
 from flowkit.bijectors import Coupling, Elementwise, Flip, Permute
 from flowkit.distributions import Logistic, Normal
 from flowkit.flow import Flow
@@ -44,9 +44,9 @@ def nice(
     *,
     levels: int | None = 256,
     couplings: int = 4,
-    hidden: Sequence[int] = (1000,) * 5,
+    hidden: int | Sequence[int] = (1000,) * 5,
     base: Literal["logistic", "normal"] = "logistic",
-    context_shape: tuple[int] | None = None,
+    context_shape: int | tuple[int] | None = None,
 ) -> Flow:
     """NICE over vectors: additive couplings of odd and even components, then a scale for each component.
 
@@ -59,10 +59,10 @@ def nice(
         features: size of the vector.
         levels: integers per element; None for data that are continuous already, and a density that is exact.
         couplings: how many; every component is changed from 2 on, and depends on all others from 3 on.
-        hidden: widths of the hidden layers of each coupling's net.
+        hidden: widths of the hidden layers of each coupling's net; an int for one.
         base: the prior, "logistic" or "normal".
-        context_shape: (size,) of a context vector, which joins the input of every net; None for no context. The
-            paper's model has none.
+        context_shape: (size,), or size, of a context vector, which joins the input of every net; None for no context.
+            The paper's model has none.
 
     Shapes:
         x: (*batch, features), integers from 0 to levels - 1, or floating; log_prob: (*batch).
@@ -80,7 +80,7 @@ def nice(
     (torch.Size([2, 6]), True)
     """
     features, couplings = count("nice", "features", features, 2), count("nice", "couplings", couplings)
-    hidden = [count("nice", "hidden", width) for width in hidden]
+    hidden = widths_of("nice", hidden)
     priors = {"logistic": Logistic, "normal": Normal}
     if base not in priors:
         raise ValueError(f"nice: base is {base!r}, wanted 'logistic' or 'normal'")

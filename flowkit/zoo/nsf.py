@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from flowkit.arguments import count, vector_size
+from flowkit.arguments import count, vector_size, widths_of
 from flowkit.bijectors import Autoregressive, Coupling, LULinear, Permute
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
@@ -25,12 +25,12 @@ __all__ = ["nsf"]
 def nsf(
     features: int,
     transforms: int = 10,
-    hidden: Sequence[int] = (256, 256),
+    hidden: int | Sequence[int] = (256, 256),
     *,
     autoregressive: bool = False,
     bins: int = 8,
     bound: float = 3.0,
-    context_shape: Sequence[int] | None = None,
+    context_shape: int | Sequence[int] | None = None,
 ) -> Flow:
     """A neural spline flow: linear layers by LU, and between them splines, RQ-NSF (C) or, autoregressive, RQ-NSF (AR).
 
@@ -41,12 +41,13 @@ def nsf(
     Args:
         features: of one x; at least 2 for couplings.
         transforms: how many layers of splines.
-        hidden: width of each residual block of the nets, all the same, with ReLU.
+        hidden: width of each residual block of the nets, all the same, with ReLU; an int for one block. An
+            autoregressive one below features - 1 cuts dependencies, see `flowkit.nets.MADE`.
         autoregressive: whether every feature depends on all before it, with MADE as the net. It fits better, and a
             sample goes through the features one after another.
         bins: of each spline.
         bound: splines map [-bound, bound] and are the identity outside.
-        context_shape: (C,) for a flow that is conditional on vectors; None for none.
+        context_shape: (C,) or C for a flow that is conditional on vectors; None for none.
 
     Shapes:
         x: (*batch, features); context: (*batch, C); log_prob: (*batch).
@@ -65,6 +66,7 @@ def nsf(
     """
     features = count("nsf", "features", features, 1 if autoregressive else 2)
     transforms = count("nsf", "transforms", transforms)
+    hidden = widths_of("nsf", hidden)
     context = vector_size("nsf", context_shape)
 
     def spline() -> Bijector:

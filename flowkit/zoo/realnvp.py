@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import count, image_shape, vector_size
+from flowkit.arguments import count, image_shape, vector_size, widths_of
 from flowkit.bijectors import BatchNorm, Coupling, Flip, Logit, PairCheckerboard, Permute, Squeeze
 from flowkit.distributions import Normal
 from flowkit.flow import Flow
@@ -108,7 +108,7 @@ def realnvp(
     scales: int = 2,
     filters: int = 64,
     blocks: int = 8,
-    context_shape: tuple[int] | None = None,
+    context_shape: int | tuple[int] | None = None,
 ) -> Flow:
     """RealNVP over integer images: affine couplings on checkerboards and channels, at several scales.
 
@@ -126,8 +126,8 @@ def realnvp(
             width of 2^scales.
         filters: features of the nets at the first checkerboard; doubled by every squeeze.
         blocks: residual blocks of every net.
-        context_shape: (size,) of a context vector, which every net reads; None for no context. The paper's model has
-            none.
+        context_shape: (size,), or size, of a context vector, which every net reads; None for no context. The paper's
+            model has none.
 
     Shapes:
         x: (*batch, C, H, W), integers from 0 to levels - 1; log_prob: (*batch); context: (*batch, size).
@@ -165,9 +165,9 @@ def realnvp_tabular(
     features: int,
     *,
     couplings: int = 8,
-    hidden: Sequence[int] = (64, 64),
+    hidden: int | Sequence[int] = (64, 64),
     batch_norm: bool = False,
-    context_shape: tuple[int] | None = None,
+    context_shape: int | tuple[int] | None = None,
 ) -> Flow:
     """RealNVP over vectors: affine couplings of odd and even components; the density is exact.
 
@@ -177,10 +177,10 @@ def realnvp_tabular(
     Args:
         features: size of the vector.
         couplings: how many; every component is changed from 2 on.
-        hidden: widths of the hidden layers of each coupling's net.
+        hidden: widths of the hidden layers of each coupling's net; an int for one.
         batch_norm: whether batch norm follows every coupling; then train in train mode, evaluate and sample in eval
             mode.
-        context_shape: (size,) of a context vector, which joins the input of every net; None for no context.
+        context_shape: (size,), or size, of a context vector, which joins the input of every net; None for no context.
 
     Shapes:
         x: (*batch, features); log_prob: (*batch).
@@ -198,7 +198,7 @@ def realnvp_tabular(
     """
     features = count("realnvp_tabular", "features", features, 2)
     couplings = count("realnvp_tabular", "couplings", couplings)
-    hidden = [count("realnvp_tabular", "hidden", width) for width in hidden]
+    hidden = widths_of("realnvp_tabular", hidden)
     context = vector_size("realnvp_tabular", context_shape)
     first = features // 2
 

@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_refused():
         view(torch.zeros(2, 1, 4, 5))
     with pytest.raises(fk.ShapeError, match=r"Partition: z has shape \(15,\), wanted \(\*batch, 16\)"):
         view.inverse(torch.zeros(15))
-    with pytest.raises(ValueError, match="passing is 0, wanted at least 1"):
+    with pytest.raises(ValueError, match="passing is 0, wanted a whole number of at least 1"):
         fk.Coupling(fk.maps.Affine(), torch.nn.Identity(), dim=-1, passing=0)
     with pytest.raises(fk.ShapeError, match=r"x has shape \(2, 3\), wanted at least 4 along -1"):
         fk.Coupling(fk.maps.Affine(), torch.nn.Identity(), dim=-1, passing=3)(torch.zeros(2, 3))
