@@ -155,7 +155,7 @@ def batched(shape: Sequence[int]) -> str:
 def broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
     """Whether `shape` expands to `batch`."""
     pairs = zip(reversed(shape), reversed(batch), strict=False)
-    return len(shape) <= len(batch) and all(own in (1, size) for own, size in pairs)
+    return len(shape) <= len(batch) and all(own in (size, 1) for own, size in pairs)
 
 
 def check_tensor(owner: str, name: str, value: Any) -> None:

@@ -345,8 +345,6 @@ def _levels(reads: Tensor) -> Tensor:
 
 def _spread(width: int, kinds: int) -> Tensor:
     """What kind each of `width` units is: all kinds as often, sorted; of too few units, evenly from first to last."""
-    if width < 1:
-        raise ValueError(f"MADE: a hidden layer has width {width}, wanted at least 1")
     if width < kinds:
         # Counted from the last, which a single unit is.
         return kinds - 1 - torch.linspace(0, kinds - 1, width, device="cpu").round().long().flip(0)

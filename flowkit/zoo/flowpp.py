@@ -172,8 +172,8 @@ class FlowppConfig:
         context_norm: whether those blocks have norm over channels.
         context_attention: as `attention`.
         classes: labels that a class-conditional model tells apart, 0 for none. The whole model is conditional on them.
-        context_shape: in place of `classes`, (size,) or size of a vector that the whole model is conditional on; None for
-            none.
+        context_shape: in place of `classes`, (size,) or size of a vector that the whole model is conditional on; None
+            for none.
         embedding: channels of the embedded class or vector.
     """
 

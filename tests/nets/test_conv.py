@@ -45,7 +45,7 @@ def test_the_data_channel_is_the_slow_index_of_the_outputs(make):
 @pytest.mark.parametrize("make", NETS)
 def test_what_does_not_fit_is_refused(make):
     name = type(make()).__name__
-    with pytest.raises(fk.ShapeError, match=rf"{name}: half has shape \(1, 2, 4, 4\), wanted \(\*batch, \(2, 4, 3\)\)"):
+    with pytest.raises(fk.ShapeError, match=rf"{name}: half has shape \(1, 2, 4, 4\), wanted \(\*batch, 2, 4, 3\)"):
         make()(torch.zeros(1, 2, 4, 4))
     with pytest.raises(fk.ShapeError, match=rf"{name}: context is missing, wanted \(\*batch, 4\)"):
         make(context=4)(torch.zeros(1, 2, 4, 3))

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused():
         MADE(3, 2, hidden=(8, 9), residual=True)
     with pytest.raises(ValueError, match="features is 0, wanted a whole number of at least 1"):
         MADE(0, 2)
-    with pytest.raises(ValueError, match="a hidden layer has width 0"):
+    with pytest.raises(ValueError, match="hidden is 0, wanted a whole number of at least 1"):
         MADE(3, 2, hidden=(0,))
 
 
