@@ -113,7 +113,8 @@ def takes_context(part: str, name: str, net: Any) -> bool:
         came = f"the class {net.__name__}" if isinstance(net, type) else f"a {type(net).__name__}"
         raise TypeError(f"{part}: {name} is {came}, wanted a network: {name}(value, context) or {name}(value)")
     try:
-        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+        inner = getattr(net, "_orig_mod", net)  # of a compiled one, which takes anything itself
+        signature = inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner)
     except (TypeError, ValueError):  # compiled code, which may not tell
         return True
     for arguments in ((None, None), (None,)):

@@ -57,6 +57,7 @@ def test_a_net_of_one_argument_compiles_whole():
     x = torch.randn(4, 2)
     run = torch.compile(coupling, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(x), coupling(x))
+    assert not fk.Coupling(fk.maps.Affine(), torch.compile(small()), dim=-1).net_takes_context
 
 
 @pytest.mark.parametrize(
