@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from flowkit.errors import ShapeError
 
-__all__ = ["as_shape", "check_tensor", "count", "image_shape", "vector_size", "whole"]
+__all__ = ["as_shape", "check_tensor", "count", "finite", "image_shape", "vector_size", "whole"]
 
 
 def whole(value: Any) -> int | None:
@@ -34,6 +36,18 @@ def count(part: str, name: str, value: Any, least: int = 1) -> int:
     if number is None or number < least:
         raise ValueError(f"{part}: {name} is {value!r}, wanted a whole number of at least {least}")
     return number
+
+
+def finite(part: str, name: str, value: Any) -> float:
+    """`value` as a float.
+
+    Raises:
+        ValueError: if it is no number, or not a finite one.
+    """
+    number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+    if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+        raise ValueError(f"{part}: {name} is {value!r}, wanted a finite number")
+    return float(number)
 
 
 def image_shape(part: str, shape: Any) -> tuple[int, int, int]:
