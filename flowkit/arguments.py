@@ -45,7 +45,7 @@ def finite(part: str, name: str, value: Any) -> float:
         ValueError: if it is no number, or not a finite one.
     """
     number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
-    if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+    if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
         raise ValueError(f"{part}: {name} is {value!r}, wanted a finite number")
     return float(number)
 
