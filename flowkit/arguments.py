@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ __all__ = [
     "check_kind",
     "check_tensor",
     "count",
+    "finite",
     "image_shape",
     "nonlinearity",
     "takes_context",
@@ -49,6 +52,18 @@ def count(part: str, name: str, value: Any, least: int = 1) -> int:
     if number is None or number < least:
         raise ValueError(f"{part}: {name} is {value!r}, wanted a whole number of at least {least}")
     return number
+
+
+def finite(part: str, name: str, value: Any) -> float:
+    """`value` as a float.
+
+    Raises:
+        ValueError: if it is no number, or not a finite one.
+    """
+    number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+    if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
+        raise ValueError(f"{part}: {name} is {value!r}, wanted a finite number")
+    return float(number)
 
 
 def image_shape(part: str, shape: Any) -> tuple[int, int, int]:

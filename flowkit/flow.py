@@ -14,9 +14,10 @@ from torch.distributions import constraints
 from flowkit.arguments import as_shape, check_tensor, count
 from flowkit.bijectors.autoregressive import Autoregressive
 from flowkit.distribution import Distribution, drawn_with
-from flowkit.errors import NotExact, ShapeError
+from flowkit.errors import DomainError, NotExact, ShapeError
+from flowkit.functional.eager import values_at_hand
 from flowkit.summary import Summary, summarize
-from flowkit.transform import Map, Transform, run_forward, run_inverse
+from flowkit.transform import Chain, Map, Transform, fits, run_forward, run_inverse
 
 __all__ = ["Flow"]
 
@@ -43,6 +44,7 @@ class Flow(Distribution):
 
     Raises:
         ShapeError: if the base's latent does not pass backwards through the transform; the part is named.
+        DomainError: if the base has values that the transform does not take back, as a normal for `Exp`.
         ValueError: if a conditional base stands in an unconditional flow.
 
     >>> import torch, flowkit as fk
@@ -85,6 +87,7 @@ class Flow(Distribution):
         discrete = transform.domain is not None and transform.domain.is_discrete
         self.has_rsample = not discrete and all(part.has_rsample for part in drawn)
         # Fixed at construction, as the sums of a chain are; a base put in its place later is of the same kind.
+        _check_support(transform, base)
         self._latent_shape, self._base_takes_context = base.event_shape, base.context_ndim is not None
         self._event_ndim = len(base.event_shape) + transform.in_ndim - transform.out_ndim
         if len(base.event_shape) < transform.out_ndim:
@@ -120,10 +123,17 @@ class Flow(Distribution):
         return self.base.support if self.transform.domain is None else self.transform.domain
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        """Log-density in nats, or one draw of a lower bound on it where `exact` is False: (*batch)."""
+        """Log-density in nats, or one draw of a lower bound on it where `exact` is False: (*batch).
+
+        It is minus infinity at an end of the domain that no finite latent leads to, as at 0 for `Exp().inv`, and NaN
+        outside the domain, where a layer is not defined; `flowkit.debugging.validation` names the layer.
+        """
         x, context = self._with_context("x", x, context)
         z, term = run_forward(self.transform, x, context, generator)
-        return self._sum(term) + self._base_log_prob(z, context)
+        term, log_base = self._sum(term), self._base_log_prob(z, context)
+        # The latent is infinite, and its slope too: their sum would be NaN.
+        unreached = (log_base == -torch.inf) & (term == torch.inf)
+        return torch.where(unreached, -torch.inf, term + log_base)
 
     def to_latent(
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -391,3 +401,28 @@ def shapes_only(module: nn.Module) -> Iterator[dict[str, Any]]:
                 part.__dict__["inverse"] = part.forward
                 stack.callback(part.__dict__.pop, "inverse")
         yield {"dtype": like.dtype, "device": like.device}
+
+
+def _check_support(transform: Transform, base: Distribution) -> None:
+    """Refuse a base with values that the transform does not take back, where supports tell for certain.
+
+    Of the transform an interval or a half-line tells, but not of a dequantizer, which takes any real back. A base fills
+    its support; only a flow as a base may keep to a part of it, unless it is an interval, as in a chain.
+    """
+    last, taken, given = transform, transform.codomain, base.support
+    if taken is None:
+        return
+    while isinstance(last, Chain):
+        last = [part for part in last if part.codomain is not None][-1]
+    if last.stochastic_forward:
+        return
+    of_base, of_transform = ([getattr(c, f"{end}_bound", None) for end in ("lower", "upper")] for c in (given, taken))
+    known = None not in of_base or (given is constraints.real and not isinstance(base, Flow))
+    bounds = [bound for bound in (*of_base, *of_transform) if isinstance(bound, Tensor)]
+    if not known or of_transform == [None, None] or not values_at_hand(*bounds):
+        return
+    if not fits(given, taken):
+        raise DomainError(
+            f"Flow: the base, {type(base).__name__}, has values in {given}, but the transform gives values in {taken} "
+            "and takes no others back"
+        )

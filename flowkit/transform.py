@@ -191,6 +191,15 @@ class Map(Bijector):
             )
         return params
 
+    def refuse_half(self, name: str, value: Tensor) -> None:
+        """Refuse a `value` in which the formula of this map has no digits to spare.
+
+        Raises:
+            DomainError: unless it is float32 or float64, naming this part.
+        """
+        if value.dtype not in (torch.float32, torch.float64):
+            raise DomainError(f"{self.path}: {name} is {value.dtype}, wanted torch.float32 or torch.float64")
+
     def named_params(self, params: Tensor) -> dict[str, Tensor]:
         """The parameters by their names, as the formula of the map has them; for reports, not for the way there.
 
@@ -422,13 +431,13 @@ def _supports(
     for name, part in parts.items():
         if part.domain is not None:
             domain = part.domain if domain is None and reached is None else domain
-            if reached is not None and not _fits(reached, part.domain):
+            if reached is not None and not fits(reached, part.domain):
                 raise DomainError(
                     f"Chain: {name} ({type(part).__name__}) takes values in {part.domain}, "
                     f"but {source} gives values in {reached}"
                 )
             fills = hasattr(part.domain, "lower_bound") and hasattr(part.domain, "upper_bound")
-            if reached is not None and fills and not takes_all and not _fits(part.domain, reached):
+            if reached is not None and fills and not takes_all and not fits(part.domain, reached):
                 raise DomainError(
                     f"Chain: on the way back, {name} ({type(part).__name__}) gives values in {part.domain}, "
                     f"but {source} takes values in {reached}"
@@ -439,7 +448,7 @@ def _supports(
     return domain, reached
 
 
-def _fits(values: constraints.Constraint, domain: constraints.Constraint) -> bool:
+def fits(values: constraints.Constraint, domain: constraints.Constraint) -> bool:
     """Whether `values` lie in `domain`, as far as their bounds say."""
     if str(domain) in (str(constraints.real), str(values)):
         return True

@@ -299,3 +299,30 @@ def test_validation_mode_sees_infinite_latents_of_finite_data():
     flow = fk.Flow(fk.Chain(logit=fk.Logit()), fk.Normal(2))
     with fk.debugging.validation(flow), pytest.raises(fk.DomainError, match=r"transform.logit: z is -inf"):
         flow.log_prob(torch.tensor([[0.5, 0.0]]))
+
+
+def test_a_base_with_values_that_the_transform_does_not_take_back_is_refused():
+    spline = fk.maps.RationalQuadratic(4, tails="bounded")
+    for transform, base in [
+        (fk.Exp(), fk.Normal(2)),
+        (fk.Elementwise(spline, (2,)), fk.Normal(2)),
+        (fk.Chain(fk.ActNorm((2,)), fk.Chain(fk.Sigmoid(), fk.Flip(-1))), fk.StudentT(2, 3.0)),
+        (fk.Sigmoid(), fk.Uniform(2, torch.tensor([0.0, -1.0]))),
+    ]:
+        with pytest.raises(fk.DomainError, match="Flow: the base, .*, has values in .* and takes no others back"):
+            fk.Flow(transform, base)
+    # These fit, or may fit.
+    fk.Flow(fk.Elementwise(spline, (2,)), fk.Uniform(2, -3.0, 3.0))
+    fk.Flow(fk.Sigmoid(), fk.Flow(fk.Logit(), fk.Normal(2)))
+    fk.Flow(fk.Sigmoid(), fk.Flow(fk.Power(2.0), fk.Uniform(2)))
+    fk.Flow(fk.Exp(), fk.Flow(fk.LeakyReLU(), fk.Uniform(2)))
+    fk.Flow(fk.UniformDequantizer(4), fk.Normal(2))
+
+
+def test_the_density_at_an_end_that_no_latent_leads_to_is_0():
+    log_normal, logit_normal = fk.Flow(fk.Exp().inv, fk.Normal(1)), fk.Flow(fk.Logit(), fk.Normal(1))
+    got = log_normal.log_prob(torch.tensor([[-1.0], [0.0], [1.0], [float("nan")]]))
+    assert got[0].isnan() and got[1] == -torch.inf and got[2].isfinite() and got[3].isnan()
+    got = logit_normal.log_prob(torch.tensor([[0.0], [0.5], [1.0]]))
+    assert got[0] == got[2] == -torch.inf and got[1].isfinite()
+    assert fk.Flow(fk.Logit(), fk.Normal(2)).log_prob(torch.tensor([0.0, 0.5])) == -torch.inf

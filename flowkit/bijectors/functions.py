@@ -178,7 +178,7 @@ class ScaleShift(Bijector):
             l: (*batch).
 
     Raises:
-        DomainError: if the scale is 0 or not finite, or a domain with bounds is given for tensors.
+        DomainError: if the scale is 0, one of the two is not finite, or a domain with bounds is given for tensors.
         ShapeError: if the two do not broadcast, or x does not end in such an event.
 
     >>> import torch
@@ -210,6 +210,8 @@ class ScaleShift(Bijector):
             raise ShapeError(f"ScaleShift: scale and shift have shapes {shapes}, wanted two that broadcast") from None
         if tensors[0].device.type != "meta" and not ((tensors[0] != 0) & tensors[0].isfinite()).all():
             raise DomainError(f"ScaleShift: scale is {scale}, wanted finite and not 0")
+        if tensors[1].device.type != "meta" and not tensors[1].isfinite().all():
+            raise DomainError(f"ScaleShift: shift is {shift}, wanted finite")
         self.in_ndim = self.out_ndim = len(self.shape)
         # Persistent: the statistics of the data belong to what was trained on them.
         for name, tensor in zip(("scale", "shift"), tensors, strict=True):

@@ -28,6 +28,9 @@ class Solve(NamedTuple):
     converged: Tensor
 
 
+# At log-scales from -7 to 3 this many leave the mean number of iterations as it is.
+_FAR = 2.0**12
+
 _record: ContextVar[list[Solve] | None] = ContextVar("record", default=None)
 
 
@@ -60,7 +63,10 @@ def solve_increasing(
     """Solve `function(x, *arguments)[0] = target` for x, every element on its own.
 
     A Newton step is taken if it ends strictly inside the bracket and is at most half as long as the step before;
-    otherwise the bracket is halved. An element has converged, *and keeps its x*, as soon as one of these holds:
+    otherwise the bracket is halved: in the middle, or, where its ends are orders of magnitude apart, in the middle of
+    their logarithms. So what a bracket costs grows with the logarithm of its orders of magnitude.
+
+    An element has converged, *and keeps its x*, as soon as one of these holds:
 
     * its residual is at most 2 eps (1 + abs(target)), or twice that where the steps no longer become shorter;
     * its Newton step is at most eps (abs(x) + resolution);
@@ -88,10 +94,12 @@ def solve_increasing(
     record = _record.get()
     solve = None if record is None or not values_at_hand(target) else _unsolved(target)
     x, step = start, upper - lower
+    # Read once: brackets only become narrower.
+    far = not compact or bool(_is_far(lower, upper, resolution).any())
     solution, log_slopes, index = None, None, None  # all elements, and which of them are still at work
     for iteration in range(iterations):
         value, log_slope = function(x, *arguments)
-        moved, lower, upper, done = _advance(x, value, log_slope, step, target, lower, upper, resolution)
+        moved, lower, upper, done = _advance(x, value, log_slope, step, target, lower, upper, resolution, far)
         if solve is not None:
             _count(solve, index, done)
         if iteration == iterations - 1:
@@ -129,8 +137,12 @@ def _advance(
     lower: Tensor,
     upper: Tensor,
     resolution: Tensor,
+    far: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where each element goes next (where it is, if it has converged), its bracket, and which have converged."""
+    """Where each element goes next (where it is, if it has converged), its bracket, and which have converged.
+
+    `far`: whether the ends of some bracket may be orders of magnitude apart.
+    """
     eps = torch.finfo(target.dtype).eps
     residual = value - target
     newton_step = residual * torch.exp(-log_slope)
@@ -145,8 +157,22 @@ def _advance(
     )
     newton = x - newton_step
     take = (newton > lower) & (newton < upper) & ~slow
-    moved = torch.where(take, newton, lower + 0.5 * (upper - lower))
+    middle = lower + 0.5 * (upper - lower)
+    if far:
+        middle = torch.where(_is_far(lower, upper, resolution), _geometric(lower, upper, resolution), middle)
+    moved = torch.where(take, newton, middle)
     return torch.where(done, x, moved), lower, upper, done
+
+
+def _is_far(lower: Tensor, upper: Tensor, resolution: Tensor) -> Tensor:
+    """Whether the ends of a bracket are orders of magnitude apart."""
+    return upper - lower > _FAR * (torch.minimum(lower.abs(), upper.abs()) + resolution)
+
+
+def _geometric(lower: Tensor, upper: Tensor, resolution: Tensor) -> Tensor:
+    """The middle in the scale sign(x) log(1 + abs(x) / resolution); 0 where the ends have different signs."""
+    size = (lower.abs() + resolution).sqrt() * (upper.abs() + resolution).sqrt() - resolution
+    return (lower.sign() + upper.sign()).sign() * size
 
 
 def _compiled(
@@ -168,7 +194,7 @@ def _compiled(
         count: Tensor, left: Tensor, x: Tensor, _: Tensor, log_slope: Tensor, step: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, ...]:
         value, log_slope = function(x, *arguments)
-        moved, low, high, done = _advance(x, value, log_slope, step, target, low, high, resolution)
+        moved, low, high, done = _advance(x, value, log_slope, step, target, low, high, resolution, far=True)
         return count + 1, ~done.all(), moved, x.clone(), log_slope, (moved - x).abs(), low, high
 
     begin = torch.zeros((), dtype=torch.long, device=target.device)

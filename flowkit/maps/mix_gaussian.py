@@ -21,10 +21,13 @@ class MixGaussian(Mixture):
         min_log_scale: the floor under the log-scales.
 
     Shapes:
-        x, z, l: (*batch); context: (*batch, 2 + 3K).
+        x, z, l: (*batch), float32 or float64; context: (*batch, 2 + 3K).
+
+    Domain: log-scales up to 40 in float32 and 350 in float64. There is no ceiling: beyond, values saturate, up to NaN.
 
     Raises:
-        ValueError: for fewer than one component.
+        ValueError: for fewer than one component, or a floor that is not finite.
+        DomainError: for x or z of another dtype.
 
     Reference:
         Chen, Gopinath, "Gaussianization", NIPS 2000; as a layer of a flow, with logistics, Meng, Song, Song, Ermon,

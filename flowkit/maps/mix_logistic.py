@@ -20,10 +20,13 @@ class MixLogistic(Mixture):
         min_log_scale: the floor under the log-scales; the paper's code has -7.
 
     Shapes:
-        x, z, l: (*batch); context: (*batch, 2 + 3K).
+        x, z, l: (*batch), float32 or float64; context: (*batch, 2 + 3K).
+
+    Domain: log-scales up to 80 in float32 and 700 in float64. There is no ceiling: beyond, values saturate, up to NaN.
 
     Raises:
-        ValueError: for fewer than one component.
+        ValueError: for fewer than one component, or a floor that is not finite.
+        DomainError: for x or z of another dtype.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.

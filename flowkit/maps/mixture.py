@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
+from flowkit.arguments import count, finite
 from flowkit.functional.precision import log_term_dtype
 from flowkit.maps.affine import Affine
 from flowkit.transform import Map
@@ -28,23 +29,25 @@ class Mixture(Map):
 
     def __init__(self, components: int, min_log_scale: float = -7.0) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"{type(self).__name__}: components is {components}, wanted at least 1")
-        self.components, self.min_log_scale = components, min_log_scale
+        part = type(self).__name__
+        self.components = count(part, "components", components)
+        self.min_log_scale = finite(part, "min_log_scale", min_log_scale)
         self.affine = Affine(log_scale_bound=1.0)
-        self.num_params = self.affine.num_params + 3 * components
+        self.num_params = self.affine.num_params + 3 * self.components
 
     def _split(self, params: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         affine, logits, means, log_scales = params.split([self.affine.num_params, *[self.components] * 3], dim=-1)
         return affine, (logits, means, log_scales.clamp(min=self.min_log_scale))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.refuse_half("x", x)
         affine, mixture = self._split(self.parameters_for(x, context))
         y, log_slope = self._cdf(x, *mixture)
         z, log_scale = self.affine(y, affine)
         return z, log_slope.to(log_term_dtype(x.dtype)) + log_scale
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.refuse_half("z", z)
         affine, mixture = self._split(self.parameters_for(z, context))
         y, log_scale = self.affine.inverse(z, affine)
         x, log_slope = self._cdf_inverse(y, *mixture)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
+from flowkit.arguments import count, finite
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse, wrap
 from flowkit.transform import Map
@@ -34,11 +35,12 @@ class RationalQuadratic(Map):
         min_slope: the least slope at a knot. The minima bound how ill-conditioned the inverse can become.
 
     Shapes:
-        x, z, l: (*batch); context: (*batch, num_params).
+        x, z, l: (*batch), float32 or float64; context: (*batch, num_params).
 
     Raises:
         ValueError: for fewer than two bins, other tails, an empty interval, minima out of range, or a shift of tails
             that are not circular.
+        DomainError: for x or z of another dtype.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032; on the
@@ -65,12 +67,15 @@ class RationalQuadratic(Map):
         min_slope: float = 1e-3,
     ) -> None:
         super().__init__()
+        bins = count("RationalQuadratic", "bins", bins, least=2)
         slopes = {"linear": bins - 1, "circular": bins, "bounded": bins + 1}
-        if bins < 2:
-            raise ValueError(f"RationalQuadratic: bins is {bins}, wanted at least 2")
         if tails not in slopes:
             raise ValueError(f"RationalQuadratic: tails is {tails!r}, wanted one of {', '.join(slopes)}")
-        lower, upper = bound if isinstance(bound, tuple) else (-bound, bound)
+        ends = bound if isinstance(bound, tuple) else (bound,)
+        if len(ends) > 2 or not ends:
+            raise ValueError(f"RationalQuadratic: bound is {bound}, wanted one number, or two ends")
+        upper = finite("RationalQuadratic", "bound", ends[-1])
+        lower = finite("RationalQuadratic", "bound", ends[0]) if len(ends) == 2 else -upper
         if not lower < upper:
             raise ValueError(f"RationalQuadratic: bound is {bound}, wanted above 0, or two ends in order")
         for name, minimum, limit in (
@@ -80,7 +85,7 @@ class RationalQuadratic(Map):
         ):
             if not 0 < minimum < limit:
                 raise ValueError(f"RationalQuadratic: {name} is {minimum}, wanted above 0 and below {limit}")
-        self.bins, self.lower, self.upper, self.tails = bins, float(lower), float(upper), tails
+        self.bins, self.lower, self.upper, self.tails = bins, lower, upper, tails
         if shift and tails != "circular":
             raise ValueError(f"RationalQuadratic: shift is True for {tails} tails, wanted circular ones")
         self.min_width, self.min_height, self.min_slope = min_width, min_height, min_slope
@@ -92,11 +97,13 @@ class RationalQuadratic(Map):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.refuse_half("x", x)
         params, shift = self._split(x, context)
         z, log_slope = rational_quadratic_spline(x, *params, **self._options)
         return self._turned(z, shift), log_slope.to(log_term_dtype(x.dtype))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.refuse_half("z", z)
         params, shift = self._split(z, context)
         x, log_slope = rational_quadratic_spline_inverse(self._turned(z, -shift), *params, **self._options)
         return x, log_slope.to(log_term_dtype(z.dtype))
@@ -106,7 +113,12 @@ class RationalQuadratic(Map):
         return (widths, heights, slopes), shift
 
     def _turned(self, value: Tensor, shift: Tensor) -> Tensor:
-        return wrap(value + shift.squeeze(-1), self.lower, self.upper)[0] if self.shift else value
+        if not self.shift:
+            return value
+        # Whole turns come off first: added to many of them, value would be rounded away. What is left is exact, and in
+        # float32 so many circumferences would not be.
+        within_turn = shift.squeeze(-1).double().fmod(self.upper - self.lower).to(value.dtype)
+        return wrap(value + within_turn, self.lower, self.upper)[0]
 
     def named_params(self, params: Tensor) -> dict[str, Tensor]:
         parts = zip(("widths", "heights", "slopes", "shift"), params.split(self._sizes, dim=-1), strict=True)

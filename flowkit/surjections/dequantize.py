@@ -47,6 +47,20 @@ class Dequantizer(Transform):
             self.levels = one  # type: ignore[assignment]
         else:
             self.register_buffer("levels", each, persistent=False)
+        known = (
+            [one] if one is not None else [] if each is None or each.device.type == "meta" else each.unique().tolist()
+        )
+        # Two numbers of the upper half of the unit interval in each bin; one will do if rounding never leaves its bin.
+        self._needed = max((n if n & (n - 1) == 0 else 2 * n, n) for n in known) if known else (0, 0)
+
+    def _check_digits(self, dtype: torch.dtype) -> None:
+        """Refuse a dtype of z that has too few numbers in the unit interval to tell the levels apart."""
+        numbers = round(2 / torch.finfo(dtype).eps)
+        if self._needed[0] > numbers:
+            raise DomainError(
+                f"{self.path}: levels is {self._needed[1]}, but {dtype} tells only {numbers // 2} apart, or {numbers} "
+                "as a power of 2; wanted a wider dtype, as by .float()"
+            )
 
     @property
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
@@ -119,7 +133,8 @@ class UniformDequantizer(Dequantizer):
         for each element (*batch, *event), (*batch, *event), (*batch), where the event has the dims of `levels`.
 
     Raises:
-        DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
+        DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range; and for more
+            levels than the dtype of z tells apart: 128 in bfloat16 and 1024 in float16, and 256 and 2048.
         ShapeError: for x that does not end in the shape of `levels`.
         ValueError: for fewer than 2 levels, or more than float32 tells apart.
 
@@ -147,12 +162,14 @@ class UniformDequantizer(Dequantizer):
         self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         self._check_integers(x)
+        self._check_digits(self.unit.dtype)
         u = torch.rand(x.shape, dtype=self.unit.dtype, device=x.device, **drawn_with(generator))
         z = discrete.to_bins(x, u, self.levels)
         return z, -self._log_term(z)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check_event("z", z, self._levels_event)
+        self._check_digits(z.dtype)
         x, _, inside = discrete.from_bins(z, self.levels)
         return x, torch.where(_everywhere(inside, self.in_ndim), self._log_term(z), -torch.inf)
 
@@ -256,7 +273,8 @@ class VariationalDequantizer(DrawnDequantizer):
         x: (*batch, *noise.event_shape), any integer dtype; z: the same, the dtype of the module; l: (*batch).
 
     Raises:
-        DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range.
+        DomainError: for x that is not of an integer dtype, or (in eager mode) has values out of range; and for more
+            levels than the dtype of z tells apart: 128 in bfloat16 and 1024 in float16, and 256 and 2048.
         ShapeError: for x that does not have the shape of the noise, or levels that do not fit it.
         ValueError: for fewer than 2 levels, more than float32 tells apart, or a conditional noise without an encoder.
         TypeError: for a noise that is no distribution, or an encoder that cannot be called.
@@ -278,10 +296,12 @@ class VariationalDequantizer(DrawnDequantizer):
         return x.to(self.unit.dtype) / self.levels - 0.5
 
     def _place(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor | float]:
+        self._check_digits(u.dtype)
         u = u.clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # the largest number below 1
         return discrete.to_bins(x, u, self.levels), -self._log_levels(x)
 
     def _find(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor]:
+        self._check_digits(z.dtype)
         x, u, inside = discrete.from_bins(z, self.levels)
         # Rounding can leave u at 0, where the density of a noise on the open cube is not defined.
         return x, u.clamp(min=torch.finfo(u.dtype).tiny), -self._log_levels(z), _everywhere(inside, self.in_ndim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import takes_context
+from flowkit.arguments import count, takes_context, whole
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import ShapeError
 from flowkit.functional.precision import log_term_dtype
@@ -58,9 +58,8 @@ class Slice(Transform):
         super().__init__()
         if not isinstance(base, Distribution):
             raise TypeError(f"Slice: base is a {type(base).__name__}, wanted a flowkit Distribution")
-        if keep < 1:
-            raise ValueError(f"Slice: keep is {keep}, wanted at least 1")
-        if not -base.event_ndim <= dim < 0:
+        keep, axis = count("Slice", "keep", keep), whole(dim)
+        if axis is None or not -base.event_ndim <= axis < 0:
             raise ValueError(f"Slice: dim is {dim}, wanted from {-base.event_ndim} to -1, an axis of the base's event")
         if not base.exact:
             raise ValueError("Slice: base has only a bound on its density, wanted an exact one")
@@ -72,7 +71,7 @@ class Slice(Transform):
                 f"{base.event_ndim}; wanted an encoder"
             )
         self.net_takes_context = encoder is None or takes_context("Slice", "encoder", encoder)
-        self.keep, self.base, self.dim, self.encoder = keep, base, dim, encoder
+        self.keep, self.base, self.dim, self.encoder = keep, base, axis, encoder
         self.in_ndim = self.out_ndim = base.event_ndim
 
     def _condition(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:

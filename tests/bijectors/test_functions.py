@@ -120,3 +120,9 @@ def test_a_scale_per_channel_counts_its_pixels_and_is_saved():
 def test_impossible_settings_are_refused_with_what_was_wanted(make):
     with pytest.raises(ValueError, match="wanted"):
         make()
+
+
+@pytest.mark.parametrize("shift", [math.nan, math.inf, torch.tensor([0.0, -math.inf])])
+def test_a_shift_that_is_not_finite_is_refused(shift):
+    with pytest.raises(fk.DomainError, match="ScaleShift: shift is .*, wanted finite"):
+        fk.ScaleShift(1.0, shift)

@@ -127,8 +127,58 @@ def test_maps_have_no_state(map):
         lambda: RationalQuadratic(4, shift=True),
         lambda: RationalQuadratic(4, min_height=0.0),
         lambda: RationalQuadratic(4, min_slope=1.0),
+        lambda: RationalQuadratic(2.5),
+        lambda: RationalQuadratic(4, bound=math.inf),
+        lambda: RationalQuadratic(4, bound=(0.0, math.inf)),
+        lambda: RationalQuadratic(4, bound=(1, 2, 3)),
+        lambda: RationalQuadratic(4, bound="a"),
+        lambda: MixLogistic(1.5),
+        lambda: MixLogistic(3, min_log_scale=math.nan),
     ],
 )
 def test_impossible_settings_are_refused_with_what_was_wanted(make):
     with pytest.raises(ValueError, match="wanted"):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_turns_cost_no_digits(dtype):
+    circle = RationalQuadratic(4, math.pi, "circular", shift=True)
+    shifts = torch.tensor([1e4, -1e4, 1e7, 123456.0], dtype=dtype)
+    params = torch.zeros(4, circle.num_params, dtype=dtype)
+    params[:, -1] = shifts
+    params.requires_grad_()
+    x = torch.full((4,), 0.3, dtype=dtype)
+    z, _ = circle(x, params)
+    wanted = [math.remainder(0.3 + shift, 2 * math.pi) for shift in shifts.tolist()]
+    eps = 16 * torch.finfo(dtype).eps
+    # In float64 the 0.3 that is added above is rounded to the last digit of 1e7.
+    torch.testing.assert_close(z, torch.tensor(wanted, dtype=dtype), rtol=0, atol=max(eps, 4e-9))
+    torch.testing.assert_close(circle.inverse(z, params)[0], x, rtol=0, atol=eps)
+    assert torch.equal(torch.autograd.grad(z.sum(), params)[0][:, -1], torch.ones(4, dtype=dtype))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("map", "largest"), [(MixLogistic(2), (80, 600)), (MixGaussian(2), (40, 300))], ids=repr)
+def test_mixtures_come_back_however_far_their_scales_are_apart(map, largest, dtype, fixed):
+    log_scales = torch.linspace(10, largest[dtype == torch.float64], 30, dtype=dtype)
+    params = torch.zeros(30, map.num_params, dtype=dtype)
+    params[:, 6] = log_scales
+    x = torch.ones(30, dtype=dtype)
+    z, _ = map(x, params)
+    back = torch.vmap(map.inverse)(z, params)[0] if fixed else map.inverse(z, params)[0]
+    torch.testing.assert_close(back, x, rtol=0, atol=64 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("map", MAPS, ids=repr)
+def test_half_precision_is_taken_or_refused_by_name(map, dtype):
+    part = fk.Flow(fk.Elementwise(map, (2,)), fk.Uniform((2,))).to(dtype).transform
+    x = torch.full((2,), 0.5, dtype=dtype)
+    for name, run in (("x", part), ("z", part.inverse)):
+        if isinstance(map, (Additive, Affine)):
+            assert torch.equal(run(x)[0], x)
+        else:
+            with pytest.raises(fk.DomainError, match=f"transform.map: {name} is {dtype}, wanted torch.float32"):
+                run(x)

@@ -292,3 +292,22 @@ def test_gradients_reach_the_noise_through_the_argmax():
     z, term = dequantize(torch.tensor([[1, 2]]))
     (z.square().sum() + term.sum()).backward()
     assert shift.params.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.bfloat16, (100, 128, 256)), (torch.float16, (1000, 1024, 2048))])
+def test_half_precision_loses_no_integer_or_is_refused(dtype, levels):
+    for count in levels:
+        x = torch.arange(count).repeat(20)
+        noise = fk.Flow(fk.Sigmoid().inv, fk.Normal((len(x),)))
+        for part in (fk.UniformDequantizer(count), fk.VariationalDequantizer(noise, count)):
+            part = part.to(dtype)
+            assert torch.equal(part.inverse(part(x)[0])[0], x)
+    most = levels[-1]
+    for count in (most - 1, most + 1, (3, most + 1)):
+        for part in (fk.UniformDequantizer(count), fk.VariationalDequantizer(fk.Uniform((2,)), count)):
+            part = part.to(dtype)
+            said = f"{type(part).__name__}: levels is {most + (1 if count != most - 1 else -1)}, but {dtype} tells only"
+            with pytest.raises(fk.DomainError, match=said):
+                part(torch.tensor([1, 1]))
+            with pytest.raises(fk.DomainError, match=said):
+                part.inverse(torch.zeros(2, dtype=dtype))

@@ -231,6 +231,8 @@ def test_shapes_that_do_not_fit_are_named_with_the_part():
     "make",
     [
         lambda: fk.Slice(0, fk.Normal((1,)), dim=-1),
+        lambda: fk.Slice(1.5, fk.Normal((1,)), dim=-1),
+        lambda: fk.Slice(1, fk.Normal((1,)), dim=-1.0),
         lambda: fk.Slice(1, fk.Normal((1,)), dim=0),
         lambda: fk.Slice(1, fk.Normal((1,)), dim=-2),
         lambda: fk.Slice(1, fk.Normal((1,)), dim=-1, encoder=nn.Identity()),
