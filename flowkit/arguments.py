@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowkit.errors import ShapeError
+from flowkit.errors import DomainError, ShapeError
 
-__all__ = ["as_shape", "check_tensor", "count", "image_shape", "vector_size", "whole"]
+__all__ = ["as_shape", "check_floating", "check_tensor", "count", "image_shape", "vector_size", "whole"]
 
 
 def whole(value: Any) -> int | None:
@@ -70,6 +70,16 @@ def check_tensor(owner: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
         raise TypeError(f"{owner}: {name} is a {kind}, wanted a torch.Tensor")
+
+
+def check_floating(owner: str, name: str, value: Tensor) -> None:
+    """Refuse a tensor that is not floating, where a density is one of real numbers.
+
+    Raises:
+        DomainError: for integers, booleans and complex numbers.
+    """
+    if not value.is_floating_point():
+        raise DomainError(f"{owner}: {name} is {value.dtype}, wanted a floating dtype")
 
 
 def as_shape(value: int | Sequence[int], name: str = "sample_shape") -> torch.Size:
