@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.errors import ShapeError
+from flowkit.errors import DomainError, ShapeError
 
 __all__ = [
     "as_shape",
     "batched",
     "broadcasts",
+    "check_floating",
     "check_generator",
     "check_kind",
     "check_tensor",
@@ -183,6 +184,16 @@ def check_tensor(owner: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
         raise TypeError(f"{owner}: {name} is a {kind}, wanted a torch.Tensor")
+
+
+def check_floating(owner: str, name: str, value: Tensor) -> None:
+    """Refuse a tensor that is not floating, where a density is one of real numbers.
+
+    Raises:
+        DomainError: for integers, booleans and complex numbers.
+    """
+    if not value.is_floating_point():
+        raise DomainError(f"{owner}: {name} is {value.dtype}, wanted a floating dtype")
 
 
 def as_shape(value: int | Sequence[int], name: str = "sample_shape") -> torch.Size:

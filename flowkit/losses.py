@@ -31,12 +31,18 @@ def forward_kl(
     Returns:
         A scalar.
 
+    Raises:
+        ShapeError: if the batch is empty: it has no mean.
+
     >>> import torch, flowkit as fk
     >>> forward_kl(fk.Normal((2,), trainable=True), torch.zeros(8, 2))
     tensor(1.8379, grad_fn=<NegBackward0>)
     """
     # Called, not asked for its log_prob: the way in that DDP and FSDP synchronise.
-    return -flow(x, context, **drawn_with(generator)).mean()
+    log_q = flow(x, context, **drawn_with(generator))
+    if not log_q.numel():
+        raise ShapeError(f"forward_kl: x has shape {tuple(x.shape)}, an empty batch, wanted at least one event")
+    return -log_q.mean()
 
 
 def reverse_kl(
@@ -71,7 +77,7 @@ def reverse_kl(
 
     Raises:
         NotExact: if the flow has only a bound on its density, or its draws carry no gradient.
-        ShapeError: if `log_density` does not give one number for each draw.
+        ShapeError: if `log_density` does not give one number for each draw, or there are no draws.
 
     Reference:
         Rezende, Mohamed, "Variational inference with normalizing flows", 2015, https://arxiv.org/abs/1505.05770;
@@ -95,6 +101,10 @@ def reverse_kl(
         log_q = functional_call(flow, fixed, (x, context))
     else:
         x, log_q = flow.sample_and_log_prob(sample_shape, context, **drawn_with(generator))
+    if not log_q.numel():
+        raise ShapeError(
+            f"reverse_kl: the draws have shape {tuple(x.shape)}, an empty batch, wanted at least one event"
+        )
     log_p = log_density(x)
     if log_p.shape != log_q.shape:
         raise ShapeError(

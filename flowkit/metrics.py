@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowkit.arguments import whole
+from flowkit.arguments import count, whole
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.errors import NotExact, ShapeError
 
@@ -62,8 +62,7 @@ def log_prob_bound(
     >>> log_prob_bound(flow, torch.tensor([[0, 3]]), draws=8).exp()
     tensor([0.0625], dtype=torch.float64)
     """
-    if draws < 1:
-        raise ValueError(f"log_prob_bound: draws is {draws}, wanted at least 1")
+    count("log_prob_bound", "draws", draws)
     return bounds(flow, x, context, draws=draws, generator=generator)[1]
 
 

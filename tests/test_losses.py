@@ -107,3 +107,11 @@ def test_what_has_no_gradient_or_no_density_is_refused():
         fk.losses.reverse_kl(fk.Flow(fk.UniformDequantizer(4), fk.Uniform(2)), target, 8)
     with pytest.raises(fk.ShapeError, match=r"log_density gave \(8, 2\) for draws \(8, 2\), wanted \(8,\)"):
         fk.losses.reverse_kl(fk.Normal(2, trainable=True), lambda x: x, 8)
+
+
+def test_an_empty_batch_has_no_mean_and_is_refused():
+    base = fk.Normal(2)
+    with pytest.raises(fk.ShapeError, match=r"forward_kl: x has shape \(0, 2\), an empty batch"):
+        fk.losses.forward_kl(base, torch.zeros(0, 2))
+    with pytest.raises(fk.ShapeError, match=r"reverse_kl: the draws have shape \(0, 2\), an empty batch"):
+        fk.losses.reverse_kl(base, base.log_prob, 0)

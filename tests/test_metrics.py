@@ -125,8 +125,10 @@ def test_bits_per_dim_is_one_value_per_example():
 
 
 def test_no_draws_are_refused():
-    with pytest.raises(ValueError, match="draws is 0, wanted at least 1"):
+    with pytest.raises(ValueError, match="draws is 0, wanted a whole number of at least 1"):
         fk.metrics.log_prob_bound(toy(False), STATES, draws=0)
+    with pytest.raises(ValueError, match="log_prob_bound: draws is 2.0, wanted a whole number of at least 1"):
+        fk.metrics.log_prob_bound(toy(False), STATES, draws=2.0)
 
 
 def test_fixed_base_serves_as_noise():

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import as_shape, check_floating, count
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError, ShapeError
+from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
 
 __all__ = ["Family", "Given", "as_parameter"]
@@ -111,11 +112,19 @@ class Family(Distribution):
         }
 
     def log_density(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Log-density at x (*batch, *event) under parameters whose batch broadcasts against that of x."""
-        return sum_rightmost(self.pieces(x, parameters), self.event_ndim - self.own_ndim)
+        """Log-density at x (*batch, *event) under parameters whose batch broadcasts against that of x.
+
+        In float32 or better: a sum over the event leaves the range of half precision, and its digits before that.
+        """
+        dtype = log_term_dtype(x.dtype)
+        for value in parameters.values():
+            dtype = torch.promote_types(dtype, value.dtype)
+        pieces = self.pieces(x.to(dtype), {name: value.to(dtype) for name, value in parameters.items()})
+        return sum_rightmost(pieces, self.event_ndim - self.own_ndim)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
+        check_floating(type(self).__name__, "x", x)
         self._refuse(context)
         return self.log_density(x, self.own_parameters())
 
@@ -157,8 +166,12 @@ class Given(Distribution):
         log_prob: (*batch). Samples have sample_shape + context batch + event.
 
     Raises:
-        ShapeError: if the context is missing, or the net's output does not fit the family.
-        TypeError: if the family has no parameters for a net to move.
+        ShapeError: if the context is missing or of a shape that the net refuses, or the net's output does not fit the
+            family.
+        DomainError: if the net refuses the values or the dtype of the context, as an embedding does a label that it
+            has no row for.
+        TypeError: if the family has no parameters for a net to move, or `net` is no module.
+        ValueError: if `context_ndim` is no whole number of at least 0.
 
     >>> import torch, flowkit as fk
     >>> normal = fk.Normal((2,))
@@ -177,19 +190,41 @@ class Given(Distribution):
                 f"Given: family is a {type(family).__name__}, wanted one with parameters, such as flowkit.Normal; "
                 "any other becomes conditional by a Flow on it"
             )
-        if context_ndim < 0:
-            raise ValueError(f"Given: context_ndim is {context_ndim}, wanted at least 0")
-        self.family, self.net, self.context_ndim = family, net, context_ndim
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"Given: net is a {type(net).__name__}, wanted a torch.nn.Module that takes the context")
+        self.family, self.net, self.context_ndim = family, net, count("Given", "context_ndim", context_ndim, least=0)
         self.event_shape, self.has_rsample = family.event_shape, family.has_rsample
+
+    def _enter_net(self, context: Tensor) -> Tensor:
+        """`net(context)`; what it says of a context that it cannot take comes with what came and what was wanted."""
+        came = f"Given: context has shape {tuple(context.shape)} and dtype {context.dtype}"
+        try:
+            return self.net(context)
+        except ShapeError as error:
+            raise ShapeError(f"{came}; {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError) as error:
+            if isinstance(self.net, nn.Embedding):
+                values = f", values from {context.amin()} to {context.amax()}" if context.numel() else ""
+                labels = f"labels from 0 to {self.net.num_embeddings - 1} in torch.int64"
+                raise DomainError(f"{came}{values}, wanted {labels}") from error
+            wanted = f"wanted one that the net, {type(self.net).__name__}, takes"
+            # A floating dtype is that of the parameters: another has been refused before.
+            if context.is_floating_point():
+                raise ShapeError(f"{came}, {wanted}: {error}") from error
+            own = next((f" in {p.dtype}" for p in self.net.parameters() if p.is_floating_point()), "")
+            raise DomainError(f"{came}, {wanted}{own}: {error}") from error
 
     def _read(self, context: Tensor | None) -> tuple[Parameters, torch.Size]:
         """The parameters that the context gives, and its batch."""
         batch = self.check_context(context)
-        raw, wanted = self.net(context), batch + self.family.params_shape
+        assert context is not None  # refused just before
+        raw, wanted = self._enter_net(context), batch + self.family.params_shape
         if raw.shape != wanted:
             if raw.shape != (*batch, self.family.params_shape.numel()):
                 raise ShapeError(
-                    f"Given: the net gave {tuple(raw.shape)} for a context of shape {tuple(context.shape)}, "  # type: ignore[union-attr]
+                    f"Given: the net gave {tuple(raw.shape)} for a context of shape {tuple(context.shape)}, "
                     f"wanted {tuple(wanted)}: {self.family} takes {tuple(self.family.params_shape)}"
                 )
             raw = raw.reshape(wanted)
@@ -198,6 +233,7 @@ class Given(Distribution):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
+        check_floating(type(self).__name__, "x", x)
         parameters, context_batch = self._read(context)
         self.joint_batch(x.shape[: x.ndim - self.event_ndim], context_batch)
         return self.family.log_density(x, parameters)

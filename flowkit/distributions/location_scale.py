@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +41,8 @@ class LocationScale(Family):
         loc: float | Tensor = 0.0,
         scale: float | Tensor = 1.0,
         trainable: bool = False,
-        **others: Any,
     ) -> None:
-        super().__init__(event_shape, trainable, loc=loc, scale=scale, **others)
+        super().__init__(event_shape, trainable, loc=loc, scale=scale)
 
     @property
     def scale(self) -> Tensor:
@@ -131,13 +129,13 @@ class Logistic(LocationScale):
 class StudentT(LocationScale):
     """Independent Student's t: log p(x) = sum of log t_df(u) - log(scale), with u = (x - loc) / scale.
 
-    The density is right to rounding for any df and in the far tails; df to infinity is the normal. Samples are Bailey's
-    function of two uniform numbers, which is differentiable by df too.
+    The density is right to rounding for any df and in the far tails; as df grows it nears the normal. Samples are
+    Bailey's function of two uniform numbers, which is differentiable by df too.
 
     Args:
         event_shape: shape of one event; an int stands for one dim.
-        df: degrees of freedom, positive, broadcast to `event_shape`. At most 2, the variance is infinite; at most 1,
-            there is no mean.
+        df: degrees of freedom, positive and finite, broadcast to `event_shape`. At most 2, the variance is infinite; at
+            most 1, there is no mean. For the limit, df infinite, take `Normal`.
         loc, scale: as for `Normal`.
         trainable: whether df, location and scale are trained, one of each for every element, as `log_df`, `loc` and
             `log_scale`; `base.log_df.requires_grad_(False)` holds df where it is.
@@ -169,7 +167,7 @@ class StudentT(LocationScale):
         scale: float | Tensor = 1.0,
         trainable: bool = False,
     ) -> None:
-        super().__init__(event_shape, loc, scale, trainable, df=df)
+        Family.__init__(self, event_shape, trainable, loc=loc, scale=scale, df=df)  # those above, and one more
 
     @property
     def df(self) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowkit.arguments import as_shape, whole
 from flowkit.distribution import drawn_with
-from flowkit.distributions.family import Family, Parameters
+from flowkit.distributions.family import Family, Parameters, as_parameter
 from flowkit.distributions.location_scale import Normal
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.reduce import sum_rightmost
@@ -66,9 +66,9 @@ class Mixture(Family):
                 f"wanted them spread, such as loc=torch.randn{tuple(family.event_shape)}"
             )
         first = next(iter(own.values()))
-        values = torch.ones(()) if weights is None else torch.as_tensor(weights)
+        values = as_parameter(name, "weights", 1.0 if weights is None else weights, self._components)
         values = values.detach().to(first)
-        if values.device.type != "meta" and not ((values > 0) & values.isfinite()).all():
+        if values.device.type != "meta" and not (values > 0).all():
             raise DomainError(f"{name}: weights are {weights}, wanted positive and finite")
         super().__init__(event, family.trainable, logits=(values.log() + first.new_zeros(())).expand(values.shape))
         self.family = family

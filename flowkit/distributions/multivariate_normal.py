@@ -27,8 +27,8 @@ class MultivariateNormal(Family):
     Args:
         event_shape: shape of one event, of at least one dim; an int stands for one dim.
         loc: broadcast to `event_shape`.
-        scale_tril: L, lower triangular with a positive diagonal, broadcast to (*event_shape, D); the identity if
-            neither it nor `covariance` is given.
+        scale_tril: L, lower triangular with a positive diagonal, a D x D matrix or several that broadcast to
+            (*event_shape, D); the identity if neither it nor `covariance` is given.
         covariance: in place of `scale_tril`: symmetric and positive definite.
         trainable: whether location and L are trained, from these values on, as `loc`, `log_diagonal` and `lower`: the
             logarithm of L's diagonal, and what is below it, row by row.
@@ -37,7 +37,7 @@ class MultivariateNormal(Family):
         x: (*batch, *event_shape); log_prob: (*batch).
 
     Raises:
-        ShapeError: if something does not broadcast to its shape, or the event has no dims.
+        ShapeError: if something does not broadcast to its shape, a matrix is none, or the event has no dims.
         DomainError: if `scale_tril` is not lower triangular with a positive diagonal, or `covariance` not symmetric
             and positive definite.
         ValueError: if both are given.
@@ -71,11 +71,9 @@ class MultivariateNormal(Family):
         size = event[-1]
         matrices = torch.Size((*event, size))
         if covariance is not None:
-            factor = _factor(as_parameter("MultivariateNormal", "covariance", covariance, matrices))
+            factor = _factor(_as_matrix("covariance", covariance, matrices))
         else:
-            factor = as_parameter(
-                "MultivariateNormal", "scale_tril", torch.eye(size) if scale_tril is None else scale_tril, matrices
-            )
+            factor = _as_matrix("scale_tril", torch.eye(size) if scale_tril is None else scale_tril, matrices)
         factor = factor.expand(matrices)
         if factor.device.type != "meta" and not torch.equal(factor, factor.tril()):
             raise DomainError("MultivariateNormal: scale_tril has values above its diagonal, wanted lower triangular")
@@ -116,13 +114,16 @@ class MultivariateNormal(Family):
 
     def pieces(self, x: Tensor, parameters: Parameters) -> Tensor:
         factor, centred = self._triangle(parameters), x - parameters["loc"]
+        # Infinitely far from the mean, where the solution would be infinity less infinity; a NaN stays one.
+        far = centred.isinf().any(-1) & ~centred.isnan().any(-1)
+        centred = torch.where(far.unsqueeze(-1), 0.0, centred)
         dims = factor.ndim - 1
         if dims == self.event_ndim:
             u = self._solve_shared(factor, centred)
         else:
             u = torch.linalg.solve_triangular(factor, centred.unsqueeze(-1), upper=False).squeeze(-1)
         log_det = parameters["diagonal"].log().sum(-1)
-        return -0.5 * (u * u + math.log(2 * math.pi)).sum(-1) - log_det
+        return torch.where(far, -torch.inf, -0.5 * (u * u + math.log(2 * math.pi)).sum(-1)) - log_det
 
     def _solve_shared(self, factor: Tensor, centred: Tensor) -> Tensor:
         """L^-1 of vectors under one L for the whole batch: all of them are columns of one right-hand side."""
@@ -137,6 +138,15 @@ class MultivariateNormal(Family):
         with full_precision(loc.device.type):
             moved = u @ factor.mT if factor.ndim == 2 else (u.unsqueeze(-2) @ factor.mT).squeeze(-2)
         return loc + moved
+
+
+def _as_matrix(name: str, value: Any, shape: torch.Size) -> Tensor:
+    """`value` as a floating tensor of square matrices that broadcasts to `shape`; numbers and rows are no matrices."""
+    tensor = as_parameter("MultivariateNormal", name, value, shape)
+    if tensor.shape[-2:] != shape[-2:]:
+        wanted = f"{shape[-1]} x {shape[-1]} matrices that broadcast to {tuple(shape)}"
+        raise ShapeError(f"MultivariateNormal: {name} has shape {tuple(tensor.shape)}, wanted {wanted}")
+    return tensor
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import as_shape, check_floating
 from flowkit.distribution import Distribution, drawn_with
 from flowkit.distributions.family import as_parameter
 from flowkit.errors import DomainError
+from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
 
 __all__ = ["Uniform"]
@@ -58,11 +59,13 @@ class Uniform(Distribution):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
+        check_floating("Uniform", "x", x)
         if context is not None:
             self.check_context(context)
         inside = (x >= self.low) & (x <= self.high)
-        elements = torch.where(inside, -(self.high - self.low).log(), -torch.inf)
-        return sum_rightmost(torch.where(x.isnan(), x, elements), len(self.event_shape))
+        dtype = log_term_dtype(torch.promote_types(x.dtype, self.low.dtype))
+        elements = torch.where(inside, -(self.high.to(dtype) - self.low.to(dtype)).log(), -torch.inf)
+        return sum_rightmost(torch.where(x.isnan(), x.to(dtype), elements), len(self.event_shape))
 
     def rsample(
         self,

@@ -107,6 +107,93 @@ def test_uniform_box_is_closed_and_holds_its_samples():
     assert box.log_prob(box.sample((100_000,), generator=seeded())).isfinite().all()
 
 
+# Half precision, infinities, integers
+
+
+def halves():
+    spread = torch.linspace(-1.0, 1.0, 2)[:, None].expand(2, 1024)
+    normal = fk.Normal(1024)
+    net = torch.nn.Embedding(3, normal.params_shape.numel())
+    torch.nn.init.zeros_(net.weight)
+    return {
+        "Normal": normal,
+        "Normal-trained": fk.Normal(1024, trainable=True),
+        "Logistic": fk.Logistic(1024),
+        "StudentT": fk.StudentT(1024, df=3.0, trainable=True),
+        "MultivariateNormal": fk.MultivariateNormal((512, 2), trainable=True),
+        "Mixture": fk.Mixture(fk.Normal((2, 1024), spread, trainable=True), [1.0, 3.0]),
+        "Uniform": fk.Uniform(1024, high=40000.0),
+        "Given": fk.Given(normal, net, context_ndim=0),
+        "Flow": fk.Flow(fk.ActNorm(1024), fk.Normal(1024)).eval(),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", halves())
+def test_log_densities_of_half_inputs_are_in_full_precision(name, dtype):
+    """A sum over a large event leaves the range of float16, and its digits long before."""
+    distribution = halves()[name]
+    context = torch.tensor([1]) if distribution.context_ndim == 0 else None
+    x = torch.full((1, *distribution.event_shape), 13.0)
+    wanted = distribution.log_prob(x, context)
+    found = distribution.to(dtype).log_prob(x.to(dtype), context)
+    assert found.dtype == torch.float32
+    # Half precision rounds the parameters alone, log_df of the t by 2^-9 in bfloat16.
+    torch.testing.assert_close(found, wanted, rtol=4e-3, atol=0)
+    assert distribution.sample((2,), context).dtype == dtype
+
+
+def test_constant_bases_take_half_inputs_in_full_precision():
+    for base in (fk.Normal(3072), fk.Logistic(3072), fk.StudentT(3072, df=3.0), fk.MultivariateNormal((1536, 2))):
+        x = 10 * torch.ones(1, *base.event_shape)
+        assert torch.equal(base.log_prob(x.half()), base.log_prob(x))
+
+
+def infinite():
+    return {
+        "Normal": fk.Normal(2),
+        "MultivariateNormal": fk.MultivariateNormal(2, scale_tril=torch.tensor([[1.0, 0.0], [-2.0, 1.0]])),
+        "rows": fk.MultivariateNormal((2, 2), trainable=True),
+        "Mixture": fk.Mixture(fk.MultivariateNormal((2, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))),
+    }
+
+
+@pytest.mark.parametrize("name", infinite())
+def test_the_density_at_infinity_is_zero_and_of_nan_nan(name):
+    base = infinite()[name]
+    points = torch.tensor([[torch.inf, 0.0], [0.0, -torch.inf], [torch.inf, torch.inf], [torch.nan, torch.inf]])
+    x = points if base.event_ndim == 1 else torch.stack([points, torch.zeros(4, 2)], 1)
+    found = base.log_prob(x)
+    assert found[:3].tolist() == [-torch.inf] * 3 and found[3].isnan()
+    single = torch.stack([base.log_prob(one) for one in x])
+    torch.testing.assert_close(found, single, equal_nan=True)
+
+
+def test_far_rows_leave_the_gradients_of_others_finite():
+    base = fk.MultivariateNormal(2, trainable=True)
+    base.log_prob(torch.tensor([[torch.inf, 0.0], [1.0, 2.0]]))[1].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    ("make", "context"),
+    [
+        (lambda: fk.Normal(2), None),
+        (lambda: fk.Normal(2, trainable=True), None),
+        (lambda: fk.MultivariateNormal(2), None),
+        (lambda: fk.Uniform(2), None),
+        (lambda: fk.MixtureOfNormals(2, 3), None),
+        (lambda: fk.Given(fk.Normal(2), torch.nn.Embedding(3, 4), 0), torch.tensor(1)),
+    ],
+)
+def test_integers_are_refused_by_densities_of_real_numbers(make, context, dtype):
+    distribution = make()
+    message = f"{type(distribution).__name__}: x is {dtype}, wanted a floating dtype"
+    with pytest.raises(fk.DomainError, match=message):
+        distribution.log_prob(torch.zeros(3, 2, dtype=dtype), context)
+
+
 # Trained
 
 
@@ -298,11 +385,28 @@ def test_a_flow_that_draws_without_gradient_on_the_way_says_so():
         (lambda: fk.Mixture(fk.MultivariateNormal(3)), fk.ShapeError, r"wanted \(components, \*event\)"),
         (lambda: fk.Mixture(fk.Uniform(3)), TypeError, "family is a Uniform"),
         (lambda: fk.Mixture(fk.Normal(2, LOC[:2]), [1.0, -1.0]), fk.DomainError, "weights are .* wanted positive"),
-        (lambda: fk.Mixture(fk.Normal(2, LOC[:2]), [1.0] * 3), fk.ShapeError, "logits has shape"),
+        (
+            lambda: fk.Mixture(fk.Normal(2, LOC[:2]), [1, 2, 3]),
+            fk.ShapeError,
+            r"Mixture: weights has shape \(3,\), wanted .* \(2,\)",
+        ),
+        (lambda: fk.StudentT(2, df=math.inf), fk.DomainError, "StudentT: df is inf, wanted finite"),
+        (lambda: fk.Normal(3, trainble=True), TypeError, "'trainble'"),
+        (lambda: fk.Normal(2, scales=3.0), TypeError, "'scales'"),
+        (lambda: fk.Logistic(2, df=3.0), TypeError, "'df'"),
+        (lambda: fk.MultivariateNormal(2, covariance=2.0), fk.ShapeError, r"covariance has shape \(\), wanted 2 x 2"),
+        (
+            lambda: fk.MultivariateNormal((3, 2), covariance=torch.ones(2)),
+            fk.ShapeError,
+            r"covariance has shape \(2,\), wanted 2 x 2 matrices that broadcast to \(3, 2, 2\)",
+        ),
+        (lambda: fk.MultivariateNormal(2, scale_tril=2.0), fk.ShapeError, r"scale_tril has shape \(\), wanted 2 x 2"),
         (lambda: fk.MixtureOfNormals(2, components=0), ValueError, "components is 0"),
         (lambda: fk.MixtureOfNormals(2, 2, spread=0.0), ValueError, "spread is 0.0"),
         (lambda: fk.Given(fk.Uniform(2), torch.nn.Identity(), 1), TypeError, "family is a Uniform"),
         (lambda: fk.Given(fk.Normal(2), torch.nn.Identity(), -1), ValueError, "context_ndim is -1"),
+        (lambda: fk.Given(fk.Normal(2), torch.nn.Identity(), None), ValueError, "context_ndim is None, wanted a whole"),
+        (lambda: fk.Given(fk.Normal(2), 3, 1), TypeError, "net is a int, wanted a torch.nn.Module"),
     ],
 )
 def test_impossible_parameters_say_why(make, error, message):
@@ -321,6 +425,52 @@ def test_contexts_that_do_not_fit_are_refused():
         base.sample((2,))
     with pytest.raises(fk.ShapeError, match="takes none"):
         fk.Normal(2).sample((2,), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "came"),
+    [
+        (torch.tensor([0, 12]), r"shape \(2,\) and dtype torch.int64, values from 0 to 12"),
+        (torch.tensor([-1]), "values from -1 to -1"),
+        (torch.zeros(3), "dtype torch.float32"),
+        (torch.zeros(3, dtype=torch.uint8), "dtype torch.uint8"),
+        (torch.zeros(3, dtype=torch.bool), "dtype torch.bool"),
+    ],
+)
+def test_labels_that_an_embedding_has_not_are_refused(labels, came):
+    base = fk.Given(fk.Normal(2), torch.nn.Embedding(10, 4), context_ndim=0)
+    message = rf"Given: context has .*{came}.*, wanted labels from 0 to 9 in torch.int64"
+    for call in (lambda: base.log_prob(torch.zeros(2), labels), lambda: base.sample((2,), labels)):
+        with pytest.raises(fk.DomainError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("net", "context", "error", "message"),
+    [
+        (
+            lambda: fk.nets.MLP(3, (2, 2)),
+            torch.zeros(4, 5),
+            fk.ShapeError,
+            r"context has shape \(4, 5\) .*; MLP: input has shape",
+        ),
+        (
+            lambda: fk.nets.MLP(3, (2, 2)),
+            torch.zeros(4, 3, dtype=torch.int64),
+            fk.DomainError,
+            "dtype torch.int64, wanted one that the net, MLP, takes in torch.float32",
+        ),
+        (
+            lambda: torch.nn.Linear(3, 4),
+            torch.zeros(4, 5),
+            fk.ShapeError,
+            r"\(4, 5\) .*, wanted .* the net, Linear, takes",
+        ),
+    ],
+)
+def test_contexts_that_the_net_refuses_are_named(net, context, error, message):
+    with pytest.raises(error, match=f"Given: .*{message}"):
+        fk.Given(fk.Normal(2), net(), context_ndim=1).log_prob(torch.zeros(2), context)
 
 
 @pytest.mark.parametrize(
