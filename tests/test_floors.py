@@ -13,6 +13,7 @@ PACKAGE = ROOT / "flowkit"
 # The first prefix that fits counts. Nets and maps stand on one floor and do not know one another.
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "arguments": 0,
     "progress": 0,
     "functional": 0,

@@ -7,6 +7,7 @@ in `COMMANDS`. What `run` returns is the exit status; None is 0.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -41,6 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.overrides += rest
     try:
         status = options.run(options)
+        sys.stdout.flush()  # here, and not at exit, where nobody can catch what it raises
+    except BrokenPipeError:
+        # Whoever read the output, `head` for one, wants no more of it. What is left must go somewhere at exit, and the
+        # status is that of a program that dies of a closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except (ImportError, OSError, ValueError) as error:
         print(f"flowkit: {error}", file=sys.stderr)
         return 1

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flowkit.cli.options import MODEL, Model
+
 __all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 DTYPES = ("float32", "float64")
@@ -19,7 +21,8 @@ it was measured.
 
   flowkit evaluate flowpp-digits
   flowkit evaluate flowpp-digits --draws 64 --uniform --out card.json
-  flowkit evaluate runs/mine/flowpp-mine.json --data digits --against card.json
+  flowkit evaluate runs/flowpp-digits                                  a run, by its newest checkpoint
+  flowkit evaluate runs/flowpp-mnist/flowpp-mnist.json --path mnist.npz --against card.json
 
 Flows on integer images have only a bound on their likelihood: one sample of the noise gives a loose one, many samples,
 combined by importance weighting, a tight one. The Flow++ paper takes 4096. Time grows with the samples; --scores lets a
@@ -28,8 +31,13 @@ long evaluation be interrupted and taken up again."""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("model", help="a name that `flowkit info` lists, or the card (*.json) of weights of your own")
-    parser.add_argument("--data", metavar="NAME", help="data set; that of the model's card if not given")
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        help="digits, mnist, cifar10, arrays or folder; what the model was trained on if not given",
+    )
+    parser.add_argument("--path", metavar="PATH", help="its file or folder, as `flowkit train` takes it in data.path")
     parser.add_argument(
         "--split", choices=("held-out", "train"), default="held-out", help="which part of the data (%(default)s)"
     )
@@ -58,15 +66,13 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from flowkit import zoo
-    from flowkit.cli.options import usable_device
+    from flowkit.cli.options import model, usable_device
     from flowkit.train import Evaluation, compare, evaluate
 
     for name in ("draws", "batch"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}, wanted at least 1")
-    card = zoo.card(options.model)
-    known = card["evaluation"] or {}
-    # Before the long work, what would be refused after it.
+    opened = model(options.model)
     against = None
     if options.against is not None:
         against = (
@@ -74,12 +80,9 @@ def run(options: argparse.Namespace) -> None:
             if options.against.endswith(".json")
             else Evaluation.of(zoo.card(options.against)["evaluation"])
         )
-    data_name = options.data or known.get("data")
-    if data_name is None:
-        raise ValueError(f"{options.model}: its card names no data set; give one with --data")
-    images = _images(data_name, options.split)
+    images, data_name = _images(options, opened)
     result = evaluate(
-        zoo.load(options.model).to(usable_device(options.device)),
+        opened.load().to(usable_device(options.device)),
         images,
         data_name=data_name,
         split=options.split,
@@ -88,9 +91,10 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         uniform=options.uniform,
         dtype=getattr(torch, options.dtype),
-        model=Path(options.model).stem,
-        steps=card["training"].get("steps"),
-        ema=card["training"].get("ema"),
+        model=opened.name,
+        steps=opened.card["training"].get("steps"),
+        ema=opened.card["training"].get("ema"),
+        against=against,
         scores=options.scores,
         progress=True,
     )
@@ -104,15 +108,33 @@ def run(options: argparse.Namespace) -> None:
         print(f"{difference:+.4f} ± {error:.4f} bits/dim against {against.model} ({better})")
 
 
-def _images(name: str, split: str) -> Any:
-    """The images of a split.
+def _images(options: argparse.Namespace, opened: Model) -> tuple[Any, str]:
+    """The images of a split, all of them, and what a card calls them.
 
     Raises:
-        ValueError: for an unknown data set.
+        ValueError: for an unknown data set, a path that is missing, or a split that is.
     """
-    from flowkit.train import digits
+    from flowkit.cli.options import missing_path
+    from flowkit.train.data import SOURCES, name_of, read
 
-    if name != "digits":
-        raise ValueError(f"--data is {name!r}, wanted digits")
-    train, held_out = digits()
-    return train if split == "train" else held_out
+    # The data's own split: what training held out of its images in place of that is its own affair.
+    reading = {key: value for key, value in opened.data.items() if key != "hold_out"}
+    if options.data is not None and options.data != reading.get("source"):
+        reading = {"source": options.data}
+    source = reading.get("source")
+    if source is None:
+        raise ValueError(f"{options.model}: its card names no data set; give one with --data")
+    if source not in SOURCES:
+        raise ValueError(f"--data is {source!r}, wanted one of {', '.join(SOURCES)}")
+    levels = opened.card["config"].get("levels", 256)
+    if source != "digits" and levels in [2**bits for bits in range(1, 9)]:
+        reading["bits"] = levels.bit_length() - 1
+    if options.path is not None:
+        reading["path"] = options.path
+    if missing_path(reading):
+        raise ValueError(missing_path(reading, f"flowkit evaluate {options.model} --data {source} --path "))
+    split = read(**reading)
+    images = split.train if options.split == "train" else split.held_out
+    if images is None:
+        raise ValueError(f"{reading['path']}: no images held out there; --split train scores those to train on")
+    return images, name_of(source, reading.get("path"), reading.get("bits", 8))

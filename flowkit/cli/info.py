@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from flowkit.cli.options import MODEL
+
 __all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
 
 
@@ -18,6 +20,7 @@ and how that was measured. Fetches nothing.
 
   flowkit info
   flowkit info flowpp-digits
+  flowkit info runs/flowpp-digits        a run, by its newest checkpoint
 
 Environment: FLOWKIT_HOME, the folder of the cache; FLOWKIT_WEIGHTS, the address or folder from which weights are
 fetched; FLOWKIT_OFFLINE=1, use no network."""
@@ -25,7 +28,7 @@ fetched; FLOWKIT_OFFLINE=1, use no network."""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("model", nargs="?", help="a listed name, or the card (*.json) of weights of your own")
+    parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -36,9 +39,10 @@ def run(options: argparse.Namespace) -> None:
         ValueError: for an unknown name, or a damaged card.
     """
     from flowkit import zoo
+    from flowkit.cli.options import model
 
     if options.model is not None:
-        card = zoo.card(options.model)
+        card = model(options.model).card
         print(json.dumps(card, indent=2) if options.json else _card(options.model, card))
         return
     weights = zoo.available()
@@ -82,10 +86,18 @@ def _card(name: str, card: dict[str, Any]) -> str:
         blocks.append(str(Evaluation.of(card["evaluation"])))
     for title in ("evaluation", "training", "config", "files"):
         entries = card[title] or {}
-        pairs = entries.items() if isinstance(entries, dict) else [(each["file"], each["sha256"]) for each in entries]
+        pairs = _flat(entries) if isinstance(entries, dict) else [(each["file"], each["sha256"]) for each in entries]
         if pairs:
             blocks.append(f"{title}\n{_table([(f'  {key}', _text(value)) for key, value in pairs])}")
     return "\n\n".join(blocks)
+
+
+def _flat(entries: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Entries within entries by their whole names: recipe.train.steps."""
+    found: list[tuple[str, Any]] = []
+    for key, value in entries.items():
+        found += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
+    return found
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowkit.cli.options import MODEL
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,12 +24,13 @@ integers (*.npy, shape (count, channels, height, width)).
 
   flowkit sample flowpp-digits
   flowkit sample flowpp-digits --count 1000 --out samples.npy
-  flowkit sample flowpp-digits --temperature 0.7 --seed 1"""
+  flowkit sample flowpp-digits --temperature 0.7 --seed 1
+  flowkit sample runs/flowpp-digits                  a run, by its newest checkpoint"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("model", help="a name that `flowkit info` lists, or the card (*.json) of weights of your own")
+    parser.add_argument("model", help=MODEL)
     parser.add_argument("--count", type=int, default=64, metavar="N", help="how many (%(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("samples.png"), metavar="FILE", help="*.png or *.npy (%(default)s)"
@@ -63,12 +66,11 @@ def run(options: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from flowkit import zoo
-    from flowkit.cli.options import usable_device
+    from flowkit.cli.options import model, usable_device
     from flowkit.progress import progress_bar
 
-    card = zoo.card(options.model)
-    flow = zoo.load(options.model).to(usable_device(options.device))
+    opened = model(options.model)
+    flow = opened.load().to(usable_device(options.device))
     generator = torch.Generator(options.device).manual_seed(options.seed)
     parts = []
     with progress_bar(options.count, "sampling", unit="image") as bar:
@@ -81,8 +83,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out.suffix == ".npy":
         np.save(options.out, samples.numpy())
     else:
-        _picture(samples, card["config"].get("levels", 256), options.out)
-    print(f"{options.out}: {options.count} samples of {Path(options.model).stem}")
+        _picture(samples, opened.card["config"].get("levels", 256), options.out)
+    print(f"{options.out}: {options.count} samples of {opened.name}")
 
 
 def _sample(flow: Flow, count: int, temperature: float, generator: torch.Generator) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 __all__ = ["DESCRIPTION", "HELP", "NAME", "arguments", "run"]
@@ -20,8 +21,11 @@ checkpoint. Ctrl-C and SIGTERM stop with a checkpoint.
   flowkit train flowpp-cifar10 data.path=cifar-10-python.tar.gz batch=32 accumulate=4
   torchrun --nproc-per-node 8 -m flowkit train flowpp-cifar10 data.path=...
 
-In the folder: weights.safetensors (averaged weights, written at the end), run.json (all settings and how it went),
-log.jsonl and log.csv, curves.png, samples-*.png, checkpoints/."""
+In the folder: log.jsonl and log.csv, curves.png, samples-*.png, checkpoints/, and at the end <config>.json, the card of
+the model, beside its averaged weights, <config>.safetensors. While it runs, and afterwards:
+
+  flowkit evaluate runs/flowpp-digits                         the newest checkpoint
+  flowkit sample runs/flowpp-digits/flowpp-digits.json        the model at the end"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +54,10 @@ def run(options: argparse.Namespace) -> int | None:
     import torch
 
     from flowkit import __version__
-    from flowkit.train import checkpoints, config, fit
+    from flowkit.cli.options import missing_path
+    from flowkit.train import Evaluation, config, fit
     from flowkit.train.parallel import processes
+    from flowkit.train.runs import finish
 
     if options.list:
         for name, about in config.available().items():
@@ -63,6 +69,9 @@ def run(options: argparse.Namespace) -> int | None:
     if options.show:
         print(json.dumps(recipe.as_dict(), indent=2))
         return None
+    if missing_path(recipe.data):
+        given = " ".join([options.config, *options.overrides])
+        raise ValueError(missing_path(recipe.data, f"flowkit train {given} data.path="))
     out = options.out or Path("runs") / recipe.name
     split = recipe.images()
     torch.manual_seed(recipe.train.seed)
@@ -88,32 +97,18 @@ def run(options: argparse.Namespace) -> int | None:
                 name, steps = trained.stopped_by.name, recipe.train.steps
                 print(f"stopped by {name} at step {trained.step} of {steps}; the same command goes on from there")
             return 128 + trained.stopped_by
-        facts = checkpoints.export(out / "weights.safetensors", trained.flow, ours)
-        if not ours.first:
-            return None
-        card = {
-            "recipe": recipe.as_dict(),
-            "parameters": count,
-            "images": len(split.train),  # type: ignore[arg-type]
-            "steps": trained.step,
-            "skipped": trained.skipped,
-            "minutes": round(trained.seconds / 60, 1),
-            "processes": ours.world,
-            "device": torch.cuda.get_device_name() if ours.device.type == "cuda" else str(ours.device),
-            "held_out_images": None if split.held_out is None else len(split.held_out),  # type: ignore[arg-type]
-            "bits_per_dim": trained.bits_per_dim,
-            "bits_per_dim_standard_error": trained.standard_error,
-            "importance_samples": recipe.train.final_draws,
-            "flowkit": __version__,
-            "torch": torch.__version__,
-            "file": "weights.safetensors",
-            **facts,
-        }
-        checkpoints.write_atomically(out / "run.json", (json.dumps(card, indent=2) + "\n").encode())
-        if trained.bits_per_dim is not None:
-            print(
-                f"{trained.bits_per_dim:.4f} ± {trained.standard_error:.4f} bits/dim on {card['held_out_images']:,} "
-                f"held-out images, {recipe.train.final_draws} draws; {card['minutes']} minutes"
-            )
-        print(f"{out}/weights.safetensors: averaged weights; run.json beside them says how they came about")
+        card = finish(out, recipe, split, trained, ours, command=_command(options))
+        if card is not None:
+            if card["evaluation"] is not None:
+                print(Evaluation.of(card["evaluation"]))
+            print(f"{out / recipe.name}.json: the model, after {card['training']['minutes']} minutes of training")
     return None
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What gives this model again, without the paths of this machine."""
+    named = [
+        f"data.path={Path(text.partition('=')[2]).name}" if text.startswith("data.path=") else text
+        for text in options.overrides
+    ]
+    return shlex.join(["flowkit", "train", Path(options.config).name, *named])

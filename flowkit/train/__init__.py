@@ -4,7 +4,7 @@ from flowkit.train import data, schedules, toy
 from flowkit.train.checkpoints import CheckpointError
 from flowkit.train.data import digits
 from flowkit.train.evaluation import Comparison, Evaluation, compare, evaluate
-from flowkit.train.loop import Settings, Trained, fit, held_out_bits
+from flowkit.train.loop import Settings, Trained, fit
 from flowkit.train.parallel import Processes, processes, shard
 from flowkit.train.records import read_log
 
@@ -20,7 +20,6 @@ __all__ = [
     "digits",
     "evaluate",
     "fit",
-    "held_out_bits",
     "processes",
     "read_log",
     "schedules",

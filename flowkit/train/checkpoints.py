@@ -24,19 +24,18 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from flowkit.train.parallel import Processes, whole
+from flowkit.files import folder_to_disk
+from flowkit.train.parallel import Processes
 from flowkit.zoo.files import WeightsError, fill
 
 __all__ = [
     "CheckpointError",
     "Found",
-    "export",
     "newest",
     "random_state",
     "save",
     "set_random_state",
     "tidy",
-    "write_atomically",
 ]
 
 FORMAT = 1
@@ -47,22 +46,6 @@ class CheckpointError(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at `path`: whoever reads finds the old content or the new, whole, even after a power cut.
-
-    Raises:
-        OSError: if it cannot be written; the old file is as it was.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write(aside, lambda file: file.write(content))
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
 
 
 class _Hashed:
@@ -88,16 +71,6 @@ def _write(path: Path, write: Callable[[Any], object]) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return {"size": hashed.size, "sha256": hashed.hash.hexdigest()}
-
-
-def _flush_folder(path: Path) -> None:
-    # A rename is on the disk when its folder is. Windows has no such call and needs none.
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def save(
@@ -168,11 +141,11 @@ def save(
                 }
                 text = json.dumps(manifest, indent=1, default=str).encode()
                 _write(partial / "manifest.json", lambda file: file.write(text))
-                _flush_folder(partial)
+                folder_to_disk(partial)
                 if final.exists():  # a damaged one, which the run has passed again
                     os.rename(final, replaced)
                 os.rename(partial, final)
-                _flush_folder(folder)
+                folder_to_disk(folder)
                 shutil.rmtree(replaced, ignore_errors=True)
                 _prune(folder, final.name, keep)
     except CheckpointError:
@@ -187,29 +160,6 @@ def _write_tensors(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in values.items()}
     content = save_safetensors(tensors)
     return _write(path, lambda file: file.write(content))
-
-
-def export(path: Path, flow: nn.Module, ours: Processes) -> dict[str, Any]:
-    """Write the weights of a flow, put together if they are sharded, in one safetensors file. Every process calls it.
-
-    Returns:
-        Its size and SHA-256, on the first process; nothing elsewhere.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    values = {key: whole(value) for key, value in flow.state_dict().items()}
-    if not ours.first:
-        return {}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        facts = _write_tensors(aside, values)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
-    return facts
 
 
 class _together:
@@ -283,6 +233,18 @@ class Found:
     def step(self) -> int:
         """How many steps were done."""
         return int(self.manifest["step"])
+
+    def average(self, flow: nn.Module) -> None:
+        """Put the averaged weights into `flow`, which is not sharded, whatever the run was.
+
+        Raises:
+            CheckpointError: if they are those of another model.
+        """
+        if self.manifest["sharded"]:
+            _fill_from_shards({f"ema.{key}": value for key, value in flow.state_dict().items()}, self.path / "shards")
+        else:
+            tensors = load_safetensors((self.path / "ema.safetensors").read_bytes())
+            _load_whole(flow, tensors, f"{self.path.name}/ema")
 
     def restore(
         self, flow: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, ours: Processes
@@ -420,7 +382,7 @@ def _write_shards(
     mine = sorted((partial / "shards").glob(f"__{ours.rank}_*"))
     if ours.first:
         mine.append(partial / "shards" / ".metadata")
-        _flush_folder(partial / "shards")
+        folder_to_disk(partial / "shards")
     return {f"shards/{path.name}": {"size": path.stat().st_size, "sha256": _digest(path)} for path in mine}
 
 
@@ -446,10 +408,24 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_shards(path: Path, flow: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    present = _fill_from_shards(_shards_of(flow, averaged, optimizer), path, all_of_them=True)
+    everything: Any = get_optimizer_state_dict(flow, optimizer)
+    for name, entry in everything["state"].items():
+        entry.update({key: present.get(f"optimizer.{name}.{key}", value) for key, value in entry.items()})
+    set_optimizer_state_dict(flow, optimizer, everything)
+
+
+def _fill_from_shards(wanted: dict[str, Tensor], path: Path, *, all_of_them: bool = False) -> dict[str, Any]:
+    """Read into the tensors `wanted`, in place; those that were there.
+
+    Raises:
+        CheckpointError: if the shards lack one, have another shape, or, with `all_of_them`, hold others beside.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
     class Reader(FileSystemReader):
@@ -468,10 +444,9 @@ def _read_shards(path: Path, flow: nn.Module, averaged: nn.Module, optimizer: to
         raise CheckpointError(f"{path.parent.name}: shards/.metadata cannot be read: {_first_line(error)}") from None
     if any(not isinstance(entry, TensorStorageMetadata) for entry in entries.values()):
         raise CheckpointError(f"{path.parent.name}: shards hold something that is no tensor")
-    wanted = _shards_of(flow, averaged, optimizer)
     # A parameter that no gradient has reached has no state there, and needs none here.
     missing = [key for key in wanted if key not in entries and not key.startswith("optimizer.")]
-    unknown = [key for key in entries if key not in wanted]
+    unknown = [key for key in entries if key not in wanted] if all_of_them else []
     if missing or unknown:
         which = f"lack {missing[0]}" if missing else f"have unknown {unknown[0]}"
         raise CheckpointError(f"{path.parent.name}: the shards {which}; it is a checkpoint of another model")
@@ -487,10 +462,7 @@ def _read_shards(path: Path, flow: nn.Module, averaged: nn.Module, optimizer: to
     except CheckpointException as error:
         reasons = "; ".join(str(reason) for reason, _ in error.failures.values())
         raise CheckpointError(f"{path.parent.name}: the shards cannot be read: {reasons}") from None
-    everything: Any = get_optimizer_state_dict(flow, optimizer)
-    for name, entry in everything["state"].items():
-        entry.update({key: present.get(f"optimizer.{name}.{key}", value) for key, value in entry.items()})
-    set_optimizer_state_dict(flow, optimizer, everything)
+    return present
 
 
 # ------------------------------------------------------------------------------------------------- random states

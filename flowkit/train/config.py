@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from inspect import signature
@@ -12,25 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from flowkit import zoo
-from flowkit.distribution import Distribution
-from flowkit.train.data import Split, read
+from flowkit.flow import Flow
+from flowkit.train.data import Split, name_of, read
 from flowkit.train.loop import Settings
+from flowkit.zoo.flowpp import configuration
+from flowkit.zoo.loading import MODELS, build
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["MODELS", "Recipe", "available", "recipe"]
-
-# What `model.name` may be, and what makes it.
-MODELS: dict[str, Callable[..., Distribution]] = {
-    "flowpp": zoo.flowpp,
-    "glow": zoo.glow,
-    "nice": zoo.nice,
-    "realnvp": zoo.realnvp,
-    "realnvp_tabular": zoo.realnvp_tabular,
-}
+__all__ = ["Recipe", "available", "recipe"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Recipe:
 
     Attributes:
         name: of the config.
-        model: `name`, one of `MODELS`, and what its function takes.
+        model: `name`, one of the functions of `flowkit.zoo`, and what it takes.
         data: what `flowkit.train.data.read` takes.
         train: the settings of the loop.
     """
@@ -50,13 +43,24 @@ class Recipe:
     train: Settings
     about: str = field(default="", compare=False)
 
-    def flow(self) -> Distribution:
+    def sizes(self) -> dict[str, Any]:
+        """What makes the model, all of it: what a card calls its config.
+
+        Raises:
+            ValueError: for an impossible size.
+        """
+        given = {key: value for key, value in self.model.items() if key != "name"}
+        if self.model["name"] != "flowpp":
+            return given
+        return asdict(configuration(given.pop("config", "cifar10"), **given))
+
+    def flow(self) -> Flow:
         """The model, with random weights.
 
         Raises:
             ValueError: for an impossible size.
         """
-        return MODELS[self.model["name"]](**{key: value for key, value in self.model.items() if key != "name"})
+        return build(self.model["name"], self.sizes())
 
     def images(self) -> Split:
         """The data.
@@ -65,6 +69,24 @@ class Recipe:
             DataError: if it is missing or damaged.
         """
         return read(**self.data)
+
+    def data_name(self) -> str:
+        """What cards call the data."""
+        return name_of(self.data["source"], self.data.get("path"), self.data.get("bits", 8))
+
+    def held_out_name(self) -> str:
+        """What cards call the images held out."""
+        nth = self.data.get("hold_out")
+        return "held-out" if nth is None else f"every {nth}th training image"
+
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> Recipe:
+        """The recipe of which `as_dict` told.
+
+        >>> Recipe.of(recipe("flowpp-digits").as_dict()) == recipe("flowpp-digits")
+        True
+        """
+        return Recipe(told["name"], told["model"], told["data"], Settings(**told["train"]))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in it, for JSON."""
@@ -134,10 +156,9 @@ def recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _sizes(model: str) -> set[str]:
     """What the function of a model takes."""
-    taken = set(signature(MODELS[model]).parameters)
-    if "overrides" in taken:  # of a config
-        taken |= {field.name for field in fields(zoo.FlowppConfig)}
-    return taken - {"overrides", "pretrained"}
+    if model == "flowpp":
+        return {"config", *(field.name for field in fields(zoo.FlowppConfig))}
+    return set(signature(MODELS[model]).parameters)
 
 
 def _content(config: str) -> tuple[str, dict[str, Any]]:

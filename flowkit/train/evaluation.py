@@ -21,19 +21,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from flowkit import metrics
+from flowkit.distribution import Distribution
+from flowkit.files import write_whole
 from flowkit.flow import Flow
 from flowkit.progress import progress_bar
 from flowkit.surjections import UniformDequantizer, VariationalDequantizer
+from flowkit.train.data.images import as_dataset, fetch, inputs
+from flowkit.train.parallel import Processes, whole
 from flowkit.transform import Chain
-from flowkit.zoo.files import WeightsError, state_sha256, write_whole
+from flowkit.zoo.files import WeightsError, state_sha256
 
 __all__ = ["Comparison", "Evaluation", "compare", "evaluate"]
 
 
 class Events(Protocol):
-    """What can be scored beside tensors: what has a length, and items that are events or pairs of event and label."""
+    """What can be scored beside tensors: what has a length, and items that are events or pairs of event and context."""
 
     def __len__(self) -> int: ...
 
@@ -199,20 +204,31 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         ...
     ValueError: compare: not measured alike: draws is 1 and 2
     """
-    names = PROTOCOL if first.exact or second.exact else (*PROTOCOL, "draws")
-    unlike = [name for name in names if getattr(first, name) != getattr(second, name)]
-    if unlike:
-        found = "; ".join(f"{name} is {getattr(first, name)!r} and {getattr(second, name)!r}" for name in unlike)
-        raise ValueError(f"compare: not measured alike: {found}")
+    _check_alike(asdict(first), second)
     return Comparison(first.bits_per_dim - second.bits_per_dim, math.hypot(first.standard_error, second.standard_error))
 
 
+def _check_alike(first: Mapping[str, Any], other: Evaluation) -> None:
+    """What must agree, does.
+
+    Raises:
+        ValueError: if not, naming what differs.
+    """
+    second = asdict(other)
+    names = PROTOCOL if first["exact"] or second["exact"] else (*PROTOCOL, "draws")
+    unlike = [name for name in names if first[name] != second[name]]
+    if unlike:
+        found = "; ".join(f"{name} is {first[name]!r} and {second[name]!r}" for name in unlike)
+        raise ValueError(f"compare: not measured alike: {found}")
+
+
 def evaluate(
-    flow: Flow,
+    flow: Distribution,
     data: Tensor | Events,
     *,
     data_name: str,
     split: str,
+    context: Tensor | None = None,
     draws: int = 1,
     batch: int = 64,
     seed: int = 0,
@@ -221,8 +237,10 @@ def evaluate(
     model: str = "unnamed",
     steps: int | None = None,
     ema: float | None = None,
+    against: Evaluation | None = None,
     scores: str | Path | None = None,
     progress: bool = False,
+    ours: Processes | None = None,
 ) -> Evaluation:
     """Score every image of `data`, in eval mode, and say how it was done.
 
@@ -236,22 +254,28 @@ def evaluate(
     A flow trained with uniform noise would do better under it.
 
     Args:
-        flow: without a context; on the device on which to score.
-        data: (N, *event), or items that are events or pairs of an event and a label. Nothing is left out.
+        flow: on the device on which to score.
+        data: (N, *event), or items that are events or pairs of an event and its context; of a flow that takes no
+            context, the event of a pair is taken. Nothing is left out.
         data_name, split: what the card calls them.
+        context: (N, *context) of a conditional flow, in the order of `data`, if `data` has none in it.
         draws: importance samples per image, K; an exact flow takes one.
         batch: images scored together. Each batch has noise of its own, fixed by `seed` and its number.
         seed: of the noise.
         uniform: whether to score uniform noise too, if the flow has a variational dequantizer.
         dtype: of the arithmetic; a copy of the flow is cast to it. The flow's own if not given.
         model, steps, ema: what the card says of the flow.
+        against: a card that the result is to be compared with: refused before the work if it was measured unlike.
         scores: a file that keeps the scores of the batches that are done. If it is there, they are not scored again; it
             must be of the same flow, data and protocol.
         progress: whether to show a bar, if tqdm is installed.
+        ours: the processes that share the work batch by batch; all of them call this, and get the card that one
+            process alone would get. Without `scores`.
 
     Raises:
-        ValueError: for fewer than 2 images, settings below 1, `uniform` and a flow whose noise is not variational, a
-            score that is not finite, or a file of scores that belongs to something else.
+        ValueError: for fewer than 2 images, settings below 1, a context that is missing, too long, too short or not
+            taken, `uniform` and a flow whose noise is not variational, a score that is not finite, `against` a card of
+            another protocol, or a file of scores that belongs to something else.
 
     Reference:
         Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519.
@@ -269,23 +293,28 @@ def evaluate(
             raise ValueError(f"evaluate: {name} is {count}, wanted at least 1")
     if len(data) < 2:
         raise ValueError(f"evaluate: data has {len(data)} images, wanted at least 2: one has no standard error")
+    if scores is not None and ours is not None and ours.world > 1:
+        raise ValueError(f"evaluate: scores are kept by one process alone, and there are {ours.world}")
+    images = as_dataset(_with_context(flow, data, context))  # type: ignore[arg-type]
     draws = 1 if flow.exact else draws
     scored = flow if dtype is None else copy.deepcopy(flow).to(dtype)
     under_uniform = _with_uniform_noise(scored) if uniform else None
     like = next((tensor for tensor in [*scored.parameters(), *scored.buffers()] if tensor.is_floating_point()), None)
     device = torch.device("cpu") if like is None else like.device
-    data_sha256, shape = _hash(data, batch)
+    ours = Processes(0, 1, device) if ours is None else ours
+    hashed = data_sha256(images, flow.context_ndim is not None, batch) if ours.first else None
+    digest, shape = ours.gather(hashed)[0]
 
     about = {
         "model": model,
         "parameters": sum(parameter.numel() for parameter in scored.parameters()),
-        "state_sha256": state_sha256(scored),
+        "state_sha256": state_sha256({key: whole(value) for key, value in scored.state_dict().items()}),
         "steps": steps,
         "ema": ema,
         "data": data_name,
         "split": split,
         "images": len(data),
-        "data_sha256": data_sha256,
+        "data_sha256": digest,
         "shape": shape,
         "draws": draws,
         "exact": flow.exact,
@@ -294,33 +323,41 @@ def evaluate(
         "batch": batch,
         "seed": seed,
     }
+    if against is not None:
+        _check_alike(about, against)
     file = None if scores is None else Path(scores)
     found, spent = _read_scores(file, about, uniform)
     passes = draws + uniform
+    count = math.ceil(len(data) / batch)
     with (
         torch.no_grad(),
         _in_eval_mode(scored),
-        progress_bar(len(data) * passes, f"scoring with {model}", shown=progress, unit="pass") as bar,
+        progress_bar(len(data) * passes, f"scoring with {model}", shown=progress and ours.first, unit="pass") as bar,
     ):
         saved = time.monotonic()
         try:
-            for number, start in enumerate(range(0, len(data), batch)):
-                rows = slice(start, min(start + batch, len(data)))
-                size = rows.stop - start
-                if not found["weighted"][rows].isnan().any():
+            # Batches go round the processes. All call the flow equally often, as FSDP wants: in the last round, who
+            # has no batch of its own scores the last one too.
+            for first in range(0, count, ours.world):
+                number = min(first + ours.rank, count - 1)
+                rows = slice(number * batch, min((number + 1) * batch, len(data)))
+                size = min((first + ours.world) * batch, len(data)) - first * batch  # of all processes
+                if not found["weighted"][rows].isnan().any() and ours.world == 1:
                     bar.update(size * passes)
                     continue
-                x = _events(data, rows).to(device)
+                x = inputs(fetch(images, list(range(rows.start, rows.stop))), flow, device)
                 seeds = np.random.SeedSequence((seed, number)).generate_state(2)
                 generator = torch.Generator(device).manual_seed(int(seeds[0]))
-                pair = metrics.bounds(scored, x, draws=draws, generator=generator, each=partial(bar.update, size))
+                pair = metrics.bounds(scored, *x, draws=draws, generator=generator, each=partial(bar.update, size))
                 new = dict(zip(("single", "weighted"), pair, strict=True))
                 if under_uniform is not None:
                     generator.manual_seed(int(seeds[1]))
-                    new["uniform"] = under_uniform.log_prob(x, generator=generator).double()
+                    new["uniform"] = under_uniform.log_prob(*x, generator=generator).double()
                     bar.update(size)
+                for fault in ours.gather(_fault(new, rows.start)):
+                    if fault is not None:
+                        raise ValueError(f"evaluate: {fault}")
                 for name, value in new.items():
-                    _check_finite(value, start, name)
                     found[name][rows] = value.cpu()
                 if file is not None and time.monotonic() - saved > 10:
                     _write_scores(file, about, found, spent + time.monotonic() - started)
@@ -328,6 +365,8 @@ def evaluate(
         finally:
             if file is not None:
                 _write_scores(file, about, found, spent + time.monotonic() - started)
+    for other in ours.gather(found):
+        found = {name: torch.where(score.isnan(), other[name], score) for name, score in found.items()}
 
     figures: dict[str, float | None] = {"bits_per_dim_uniform": None, "uniform_standard_error": None}
     for name, score in found.items():
@@ -368,14 +407,33 @@ def _commit() -> str | None:
         return None
 
 
-def _with_uniform_noise(flow: Flow) -> Flow:
+def _with_context(flow: Distribution, data: Tensor | Events, context: Tensor | None) -> Tensor | Events:
+    """The events, and the contexts if they come apart, as pairs.
+
+    Raises:
+        ValueError: if they do not belong together, or the flow takes none.
+    """
+    if context is None:
+        return data
+    if flow.context_ndim is None:
+        raise ValueError("evaluate: context is given, but the flow takes none")
+    if not isinstance(data, Tensor) or len(context) != len(data):
+        length = f"{len(data)} events" if isinstance(data, Tensor) else f"a {type(data).__name__}"
+        raise ValueError(
+            f"evaluate: context has length {len(context)} and data is {length}; wanted two tensors of one length, or a "
+            "dataset of pairs alone"
+        )
+    return TensorDataset(data, context)
+
+
+def _with_uniform_noise(flow: Distribution) -> Flow:
     """The same main flow with uniform noise; all other parts are shared.
 
     Raises:
         ValueError: if its noise is not variational.
     """
-    chain = flow.transform
-    if isinstance(chain, Chain):
+    chain = flow.transform if isinstance(flow, Flow) else None
+    if isinstance(flow, Flow) and isinstance(chain, Chain):
         for name, part in chain.named_children():
             if isinstance(part, VariationalDequantizer):
                 like = next(flow.parameters())
@@ -394,36 +452,35 @@ def _arithmetic(dtype: torch.dtype, device: torch.device) -> str:
     return said
 
 
-def _events(data: Tensor | Events, rows: slice) -> Tensor:
-    """Some events as one tensor."""
-    if isinstance(data, Tensor):
-        return data[rows]
-    if isinstance(data, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(data[rows]))
-    wanted = range(rows.start, rows.stop)
-    items = data.__getitems__(list(wanted)) if hasattr(data, "__getitems__") else [data[i] for i in wanted]
-    if isinstance(items, Tensor):
-        return items
-    return torch.stack([torch.as_tensor(item[0] if isinstance(item, tuple | list) else item) for item in items])
+def data_sha256(images: Dataset[Any], conditional: bool = False, batch: int = 64) -> tuple[str, tuple[int, ...]]:
+    """SHA-256 over shape and values, the same for every integer dtype and for every floating one; the shape of one.
+
+    That of the contexts of a conditional flow goes in after the images; labels that nobody reads do not.
+    """
+    count: int = len(images)  # type: ignore[arg-type]
+    digests, shape = [hashlib.sha256() for _ in range(1 + conditional)], ()
+    for start in range(0, count, batch):
+        items = fetch(images, list(range(start, min(start + batch, count))))
+        values = list(items) if isinstance(items, tuple) else [items]
+        shape = tuple(values[0].shape[1:])
+        for digest, x in zip(digests, values, strict=False):
+            kind = "float64" if x.is_floating_point() else "int64"
+            if not start:
+                digest.update(f"{kind} {(count, *x.shape[1:])}\n".encode())
+            wide = x.to(getattr(torch, kind)).cpu().contiguous().numpy()
+            digest.update(wide.astype(wide.dtype.newbyteorder("<"), copy=False).tobytes())
+    for context in digests[1:]:
+        digests[0].update(context.digest())
+    return digests[0].hexdigest(), shape
 
 
-def _hash(data: Tensor | Events, batch: int) -> tuple[str, tuple[int, ...]]:
-    """SHA-256 over shape and values, the same for every integer dtype and for every floating one; the shape of one."""
-    digest, shape = hashlib.sha256(), None
-    for start in range(0, len(data), batch):
-        x = _events(data, slice(start, min(start + batch, len(data)))).cpu()
-        if shape is None:
-            shape = tuple(x.shape[1:])
-            digest.update(f"{'float64' if x.is_floating_point() else 'int64'} {(len(data), *shape)}\n".encode())
-        wide = x.to(torch.float64 if x.is_floating_point() else torch.int64).contiguous().numpy()
-        digest.update(wide.astype(wide.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest(), shape or ()
-
-
-def _check_finite(value: Tensor, start: int, name: str) -> None:
-    if not value.isfinite().all():
-        first = int((~value.isfinite()).nonzero()[0])
-        raise ValueError(f"evaluate: image {start + first} has a log-probability of {value[first].item()} ({name})")
+def _fault(values: Mapping[str, Tensor], start: int) -> str | None:
+    """The first score that is not finite, in words."""
+    for name, value in values.items():
+        if not value.isfinite().all():
+            first = int((~value.isfinite()).nonzero()[0])
+            return f"image {start + first} has a log-probability of {value[first].item()} ({name})"
+    return None
 
 
 @contextmanager

@@ -21,15 +21,15 @@ from flowkit.debugging import validation
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError
 from flowkit.initialization import initialize
-from flowkit.metrics import bits_per_dim
 from flowkit.train import checkpoints, schedules
 from flowkit.train.checkpoints import CheckpointError
-from flowkit.train.data.images import as_dataset, collate
+from flowkit.train.data.images import as_dataset, collate, fetch, inputs
 from flowkit.train.data.shuffling import Order, order
+from flowkit.train.evaluation import Evaluation, evaluate
 from flowkit.train.parallel import Processes, nets, processes, unsynchronized, whole
 from flowkit.train.records import Records
 
-__all__ = ["Settings", "Trained", "fit", "held_out_bits"]
+__all__ = ["Settings", "Trained", "fit"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Settings:
         floor: the rate at which a schedule stops falling.
         clip: largest norm of the gradient of the loss in nats per image; 0 for no clip.
         ema: decay of the moving average of the weights, which is scored, sampled from and kept.
+        ema_warmup: whether the decay of update n is at most (1 + n) / (10 + n), so that the weights of the first steps
+            are forgotten early: a constant decay leaves the initial ones a share of ema^steps.
         accumulate: parts that each process splits its share of a batch into.
         init_batch: images that the parts set themselves from before the first step; 0 if they are set already.
         seed: of the order of images, of noise and of dropout.
@@ -81,6 +83,7 @@ class Settings:
     floor: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
+    ema_warmup: bool = False
     accumulate: int = 1
     init_batch: int = 128
     seed: int = 0
@@ -146,8 +149,7 @@ class Trained:
         flow: the moving average of the weights, in eval mode.
         step: how many steps are done.
         stopped_by: the signal that ended it early; None if it ran to the end.
-        bits_per_dim: of the held-out images, the last score; None without any.
-        standard_error: of that mean over images.
+        evaluation: of the held-out images, the last one; None without any.
         seconds: of training, over all stretches.
         skipped: steps left out because their loss was not finite.
     """
@@ -155,8 +157,7 @@ class Trained:
     flow: Distribution
     step: int
     stopped_by: signal.Signals | None
-    bits_per_dim: float | None
-    standard_error: float | None
+    evaluation: Evaluation | None
     seconds: float
     skipped: int
 
@@ -184,7 +185,7 @@ def fit(
         images: what to train on: a tensor, or a dataset with a length. Pairs of an image and a context if the flow
             is conditional; of a flow that is not, the image of a pair is taken.
         settings: how.
-        held_out: images to score on.
+        held_out: images to score on, at least 2.
         out: folder for checkpoints, logs and pictures; nothing is written without one.
         levels: what counts as white in pictures is levels - 1.
         optimizer: makes the optimizer of the parameters; its rate is set at every step.
@@ -197,7 +198,7 @@ def fit(
     Raises:
         DomainError: at a loss or gradient that is not finite, naming the layer, after a checkpoint.
         CheckpointError: if there are checkpoints and none can be gone on from, or if one cannot be written.
-        ValueError: if batch and processes do not fit.
+        ValueError: if batch and processes do not fit, or a held-out image has no finite score.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, appendix B, https://arxiv.org/abs/1902.00275.
@@ -211,6 +212,8 @@ def fit(
     """
     images = as_dataset(images)
     held_out = None if held_out is None else as_dataset(held_out)
+    if held_out is not None and len(held_out) < 2:  # type: ignore[arg-type]
+        raise ValueError(f"fit: held_out has {len(held_out)} images, wanted at least 2")  # type: ignore[arg-type]
     out = None if out is None else Path(out)
     rates = settings.rates()
     with ExitStack() as stack:
@@ -225,7 +228,7 @@ def fit(
         # the same noise; the first one's values then overwrite the others', so that all agree to the bit.
         count = len(images)  # type: ignore[arg-type]
         chosen = order(count, 0, min(max(settings.init_batch, 2), count), seed=settings.seed)
-        first = _batch(_fetch(images, chosen.tolist()), flow, ours.device)
+        first = inputs(fetch(images, chosen.tolist()), flow, ours.device)
         resumes = any(ours.gather(ours.first and out is not None and checkpoints.tidy(out / "checkpoints")))
         if settings.init_batch and not resumes:
             with torch.random.fork_rng([ours.device] if ours.device.type == "cuda" else []):
@@ -234,7 +237,7 @@ def fit(
         ours.broadcast(flow)
 
         # The moving average starts at these values, and counts them as its first.
-        averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        averaged = AveragedModel(flow, multi_avg_fn=_average(settings))
         averaged.n_averaged.fill_(1)
         shadow: Any = averaged.module.eval()
         model = ours.wrap(flow, settings.parallel, [value[:2] for value in first])
@@ -245,7 +248,7 @@ def fit(
             model.compile()
 
         state: dict[str, Any] = {"step": 0, "seen": 0, "skipped": 0, "seconds": 0.0, "losses": 0.0, "norms": 0.0}
-        state |= {"counted": 0, "score": None, "standard_error": None, "scored_at": None, "row": None}
+        state |= {"counted": 0, "evaluation": None, "row": None}
         if resumes:
             state |= _resume(out / "checkpoints", flow, averaged, adam, ours)  # type: ignore[operator]
         loader = _loader(images, settings, ours, start=state["seen"])
@@ -264,6 +267,9 @@ def fit(
         dims = math.prod(first[0].shape[first[0].ndim - flow.event_ndim :])
         autocast = torch.autocast(ours.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
 
+        def scored() -> bool:
+            return state["evaluation"] is not None and state["evaluation"]["steps"] == state["step"]
+
         def save() -> None:
             if out is not None:
                 checkpoints.save(
@@ -276,8 +282,18 @@ def fit(
                     {"settings": asdict(settings), **(facts or {})},
                     ours,
                     keep=settings.keep,
-                    score=state["score"] if state["scored_at"] == state["step"] else None,
+                    score=(state["evaluation"] or {}).get("bits_per_dim") if scored() else None,
                 )
+
+        def score(draws: int) -> tuple[float, float]:
+            about: dict[str, Any] = {"data_name": "unnamed", "split": "held-out", "draws": draws}
+            try:
+                card = evaluate(shadow, held_out, **about, steps=state["step"], ema=settings.ema, ours=ours)  # type: ignore[arg-type]
+            except ValueError:  # a score that is none
+                save()
+                raise
+            state["evaluation"] = asdict(card)
+            return card.bits_per_dim, card.standard_error
 
         saved_at, stopped_by = state["step"] if resumes else None, None
         clock = time.monotonic()
@@ -285,7 +301,7 @@ def fit(
             for group in adam.param_groups:
                 group["lr"] = rates(state["step"])
             before = _Before(flow, ours.device)
-            batches = [_batch(next(loader), flow, ours.device) for _ in range(settings.accumulate)]
+            batches = [inputs(next(loader), flow, ours.device) for _ in range(settings.accumulate)]
             loss = torch.zeros((), device=ours.device)
             for part, batch in enumerate(batches):
                 with unsynchronized(model, part < settings.accumulate - 1):
@@ -329,8 +345,7 @@ def fit(
                 state |= {"losses": 0.0, "norms": 0.0, "counted": 0}
             if held_out is not None and (end or (settings.score_every and done % settings.score_every == 0)):
                 draws = settings.final_draws if end else settings.score_draws
-                mean, error = held_out_bits(shadow, held_out, draws=draws, ours=ours)
-                state |= {"score": mean, "standard_error": error, "scored_at": done}
+                mean, error = score(draws)
                 row |= {"held_out_bits_per_dim": mean, "held_out_standard_error": error}
                 records.say(f"step {done}: {mean:.4f} ± {error:.4f} bits/dim held out, {draws} draws")
             if row:
@@ -351,85 +366,34 @@ def fit(
                 stopped_by = next(number for number in ours.gather(signals.came) if number is not None)
                 break
             clock = time.monotonic()
+        if held_out is not None and stopped_by is None and not scored():  # finished before, without images to score on
+            score(settings.final_draws)
+            saved_at = None
         if saved_at is None:
             save()
         return Trained(
             flow=shadow,
             step=state["step"],
             stopped_by=stopped_by if state["step"] < settings.steps else None,
-            bits_per_dim=state["score"],
-            standard_error=state["standard_error"],
+            evaluation=None if state["evaluation"] is None else Evaluation.of(state["evaluation"]),
             seconds=state["seconds"],
             skipped=state["skipped"],
         )
 
 
-@torch.no_grad()
-def held_out_bits(
-    flow: Distribution,
-    images: Tensor | Dataset[Any],
-    *,
-    draws: int = 1,
-    batch: int = 64,
-    seed: int = 0,
-    ours: Processes | None = None,
-) -> tuple[float, float]:
-    """Mean bits/dim over `images` and its standard error; no image is left out.
-
-    Args:
-        flow: in eval mode.
-        images: as for `fit`.
-        draws: importance samples of each image.
-        batch: images at a time.
-        seed: of the noise.
-        ours: the processes that share the work, each scoring its own images.
-
-    Returns:
-        Mean, and standard deviation over the square root of the number of images; the same on every process.
-
-    >>> import flowkit as fk
-    >>> flow = fk.Flow(fk.UniformDequantizer(levels=4), fk.Uniform((3,)))
-    >>> mean, error = held_out_bits(flow, torch.randint(4, (10, 3)))
-    >>> round(mean, 6), error
-    (2.0, 0.0)
-    """
-    images = as_dataset(images)
-    device = next((p.device for p in flow.parameters()), torch.device("cpu")) if ours is None else ours.device
-    rank, world = (0, 1) if ours is None else (ours.rank, ours.world)
-    generator = torch.Generator(device).manual_seed(seed + 1_000_003 * rank)
-    found = [torch.empty(0, dtype=torch.float64)]
-    count = len(images)  # type: ignore[arg-type]
-    # All processes call the flow equally often, as FSDP wants; one that has run out of images repeats its last.
-    rounds = math.ceil(math.ceil(count / world) / batch)
-    for number in range(rounds):
-        places = range(rank + number * batch * world, min(count, rank + (number + 1) * batch * world), world)
-        x = _batch(_fetch(images, list(places) or [count - 1]), flow, device)
-        bits = bits_per_dim(flow, *x, draws=draws, generator=generator).cpu()
-        found.append(bits[: len(places)])
-    mine = torch.cat(found)
-    sums = [float(len(mine)), mine.sum().item()]
-    n, total = sums if ours is None else ours.total(sums)
-    mean = total / n
-    squares = [(mine - mean).square().sum().item()]
-    (spread,) = squares if ours is None else ours.total(squares)
-    return mean, math.sqrt(spread / max(n - 1, 1) / n)
-
-
 # ------------------------------------------------------------------------------------------------------------ helpers
 
 
-def _fetch(images: Dataset[Any], indices: list[int]) -> Any:
-    many = getattr(images, "__getitems__", None)
-    return collate(many(indices) if many is not None else [images[index] for index in indices])
+def _average(settings: Settings) -> Callable[[Any, Any, Any], None]:
+    """The moving average that `AveragedModel` calls with its values, the new ones, and their number so far."""
+    if not settings.ema_warmup:
+        return get_ema_multi_avg_fn(settings.ema)
 
+    def update(averaged: Any, current: Any, count: Tensor) -> None:
+        n = float(count)
+        get_ema_multi_avg_fn(min(settings.ema, (1 + n) / (10 + n)))(averaged, current, count)
 
-def _batch(items: Any, flow: Distribution, device: torch.device) -> list[Tensor]:
-    """x, or x and context, on the device."""
-    values = list(items) if isinstance(items, tuple) else [items]
-    wanted = 1 if flow.context_ndim is None else 2
-    if len(values) < wanted:
-        raise ValueError("the flow is conditional, but the images come without a context; wanted pairs")
-    return [value.to(device, non_blocking=True) for value in values[:wanted]]
+    return update
 
 
 def _loader(images: Dataset[Any], settings: Settings, ours: Processes, start: int) -> Iterator[Any]:

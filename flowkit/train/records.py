@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowkit.train.checkpoints import write_atomically
+from flowkit.files import write_whole
 
 __all__ = ["COLUMNS", "Records", "read_log"]
 
@@ -81,8 +81,8 @@ class Records:
             rows = read_log(self.out / "log.jsonl", until=start)
             if last is not None and not any(row["step"] == last["step"] for row in rows):
                 rows.append(last)
-            write_atomically(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-            write_atomically(self.out / "log.csv", (_csv_line(COLUMNS) + "".join(map(_csv_row, rows))).encode())
+            write_whole(self.out / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+            write_whole(self.out / "log.csv", (_csv_line(COLUMNS) + "".join(map(_csv_row, rows))).encode())
             if tensorboard:
                 try:
                     from torch.utils.tensorboard import SummaryWriter
@@ -153,7 +153,7 @@ class Records:
 def _save(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def _csv_row(row: dict[str, Any]) -> str:

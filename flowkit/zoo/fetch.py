@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import io
 import logging
 import os
+import socket
 import ssl
 import time
 import urllib.error
@@ -24,6 +26,9 @@ __all__ = ["fetch"]
 
 # Answers that may be other ones a moment later; every other status from 400 on is final.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+# Bytes a second below which a line is as good as dead.
+SLOWEST = 1024
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +65,8 @@ def fetch(
         piece: the file's name below `source`, its size and its SHA-256.
         source: an address, http:// or https://, or a folder.
         target: where it goes; folders are made.
-        timeout: seconds without a byte after which an attempt has failed.
-        attempts: how many may fail in a row without bringing the file further.
+        timeout: seconds without a byte, or with less than 1 KiB a second, after which an attempt has failed.
+        attempts: how many may fail in a row without bringing the file further by what `timeout` should bring.
         pause: seconds before the second attempt, doubled for each further one.
         lock_timeout: seconds to wait for another process.
 
@@ -147,11 +152,15 @@ def _download(piece: Piece, url: str, part: Path, timeout: float, attempts: int,
                 if error.restart:
                     part.unlink(missing_ok=True)
                 length = _length(part)
-                failed = 0 if length > furthest else failed + 1
-                furthest = max(furthest, length)
+                # A server that gives a few bytes to each attempt must not keep us for ever.
+                if length > furthest and length - furthest >= min(SLOWEST * timeout, piece.size - furthest):
+                    failed, furthest = 0, length
+                else:
+                    failed += 1
                 if failed >= attempts:
                     raise WeightsError(
-                        f"{piece.file}: {url}: {error}; {attempts} attempts in a row brought nothing more. "
+                        f"{piece.file}: {url}: {error}; {attempts} attempts in a row brought nothing more, or "
+                        "hardly anything. "
                         "Try again later: what has come is kept. Or set FLOWKIT_WEIGHTS to another address or folder"
                     ) from error
                 log.info("%s: %s; trying again", url, error)
@@ -219,6 +228,8 @@ def _network(timeout: float) -> Iterator[None]:
         if isinstance(error.reason, TimeoutError):
             raise Broken(f"no answer within {timeout:g} s") from error
         raise Broken(f"cannot be reached ({error.reason})") from error
+    except TooSlow as error:
+        raise Broken(str(error)) from error
     except TimeoutError as error:
         raise Broken(f"no byte within {timeout:g} s") from error
     except (http.client.InvalidURL, UnicodeError) as error:
@@ -227,13 +238,69 @@ def _network(timeout: float) -> Iterator[None]:
         raise Broken(f"broke off ({error or type(error).__name__})") from error
 
 
+class TooSlow(TimeoutError):
+    """Bytes come, but so few that waiting for them has no end."""
+
+
+class _Paced(io.RawIOBase):
+    """What comes from a socket, held to `SLOWEST` over every stretch of `timeout` seconds."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._raw, self._timeout = sock.makefile("rb", buffering=0), sock.gettimeout()
+        self._since, self._came = time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        size = self._raw.readinto(buffer)
+        self._came += size or 0
+        now = time.monotonic()
+        if size and self._timeout is not None and now - self._since > self._timeout:
+            if self._came < SLOWEST * self._timeout:
+                raise TooSlow(f"only {self._came} bytes in {self._timeout:g} s")
+            self._since, self._came = now, 0
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """Status, headers, body and the marks of its pieces are all read at a pace."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Paced(sock))
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    response_class = _Answer
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, req)
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """HTTP and HTTPS with redirects and the proxies of the environment; unlike urlopen's, no file:, ftp: or data:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Http(),
+        _Https(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),

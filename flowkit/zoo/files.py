@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-__all__ = ["PIECE_BYTES", "Piece", "WeightsError", "fill", "pack", "parse", "state_sha256", "write_whole"]
+__all__ = ["PIECE_BYTES", "Piece", "WeightsError", "fill", "pack", "parse", "state_sha256"]
 
 PIECE_BYTES = 16 * 2**20
 
@@ -132,25 +128,9 @@ def _check_finite(tensor: Tensor, key: str, source: str) -> None:
         raise WeightsError(f"{source}: {key} has {count} of {tensor.numel()} values that are NaN or infinite")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name in the same folder, then rename it: `path` is whole or as it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
-def state_sha256(module: nn.Module) -> str:
+def state_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over keys, dtypes, shapes and values of a state dict, whatever files it came from."""
     digest = hashlib.sha256()
-    state: dict[str, Any] = module.state_dict()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())

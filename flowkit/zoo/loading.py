@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from flowkit.flow import Flow
 from flowkit.zoo import registry
@@ -15,7 +16,7 @@ from flowkit.zoo.nice import nice
 from flowkit.zoo.nsf import nsf
 from flowkit.zoo.realnvp import realnvp, realnvp_tabular
 
-__all__ = ["load"]
+__all__ = ["MODELS", "build", "load"]
 
 # What makes a flow of a card's config, by the model that the card names.
 MODELS: dict[str, Callable[..., Flow]] = {
@@ -48,3 +49,14 @@ def load(name: str | Path) -> Flow:
     if found["model"] not in MODELS:
         raise WeightsError(f"{name}: model is {found['model']!r}, wanted one of {', '.join(MODELS)}")
     return registry.restore(MODELS[found["model"]], found, tensors, str(name))
+
+
+def build(model: str, sizes: Mapping[str, Any]) -> Flow:
+    """An untrained flow, by the model and the config of a card.
+
+    Raises:
+        ValueError: for an unknown model, or an impossible size.
+    """
+    if model not in MODELS:
+        raise ValueError(f"model is {model!r}, wanted one of {', '.join(MODELS)}")
+    return MODELS[model](**{key: registry.tuples(value) for key, value in sizes.items()})

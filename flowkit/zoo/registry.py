@@ -20,9 +20,10 @@ from urllib.request import url2pathname
 import torch
 from torch import Tensor, nn
 
+from flowkit.files import write_whole
 from flowkit.flow import Flow
 from flowkit.zoo.fetch import fetch
-from flowkit.zoo.files import PIECE_BYTES, Piece, WeightsError, fill, pack, parse, write_whole
+from flowkit.zoo.files import PIECE_BYTES, Piece, WeightsError, fill, pack, parse
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -38,6 +39,7 @@ __all__ = [
     "restore",
     "save",
     "source",
+    "tuples",
 ]
 
 
@@ -248,16 +250,16 @@ def restore(build: Callable[..., Flow], found: dict[str, Any], tensors: dict[str
         WeightsError: if one does not fit the other.
     """
     try:
-        flow = build(**{key: _tuples(value) for key, value in found["config"].items()})
+        flow = build(**{key: tuples(value) for key, value in found["config"].items()})
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{name}: the config of its card is damaged: {error}") from None
     fill(flow, tensors, name, dtype=found["dtype"])
     return flow.eval()
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """JSON has only lists; sizes are tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def fetch_weights(name: str) -> None:

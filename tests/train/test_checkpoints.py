@@ -10,13 +10,14 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowkit.train import CheckpointError, checkpoints, read_log
+from flowkit.train import CheckpointError, checkpoints, evaluate, read_log
 from tests.train import workers
 from tests.train.workers import exact_flow, noisy_flow, start, train
 
@@ -247,9 +248,13 @@ def test_a_log_that_cannot_be_written_ends_it_with_a_checkpoint(straight, tmp_pa
 def test_the_last_and_the_best_are_kept(tmp_path, monkeypatch):
     scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 2.2, 12: 2.3}
     given = iter(scores.values())
-    monkeypatch.setattr("flowkit.train.loop.held_out_bits", lambda *args, **kwargs: (next(given), 0.1))
+
+    def scored(flow, images, **options):
+        return replace(evaluate(flow, images, **options), bits_per_dim=next(given))
+
+    monkeypatch.setattr("flowkit.train.loop.evaluate", scored)
     trained = train(noisy_flow, tmp_path, steps=12, score_every=2, keep=2)
-    assert trained.bits_per_dim == 2.3
+    assert trained.evaluation.bits_per_dim == 2.3
     assert found(tmp_path) == ([12, 10, 4], [])
     rows = read_log(tmp_path / "log.jsonl")
     assert {row["step"]: row["held_out_bits_per_dim"] for row in rows if "held_out_bits_per_dim" in row} == scores
@@ -263,13 +268,3 @@ def test_a_log_forgets_what_comes_again(tmp_path):
     train(noisy_flow, tmp_path, steps=6)
     assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4, 5, 6]
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoints.write_atomically(path, b"old")
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-    with pytest.raises(OSError, match="full"):
-        checkpoints.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [one.name for one in tmp_path.iterdir()] == ["file"]

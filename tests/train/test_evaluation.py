@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import flowkit as fk
-from flowkit.train import Evaluation, compare, digits, evaluate
+from flowkit.train import Evaluation, compare, digits, evaluate, processes
 from flowkit.train import evaluation as module
+from flowkit.train.data.images import as_dataset
 from flowkit.zoo import WeightsError
 from tests.support import perturb
+from tests.train.workers import together
 
 LEVELS = 4
 
@@ -193,6 +195,70 @@ def test_the_hash_sees_order_values_and_shape():
     assert len(set(hashes)) == 5
 
 
+# --------------------------------------------------------------------------------------------------------- context
+
+
+def conditional(seed=0):
+    """Of pairs of numbers, given one number."""
+    torch.manual_seed(seed)
+    net = fk.nets.MLP((1,), (1, 2), hidden=(8,), context=1)
+    return perturb(
+        fk.Flow(fk.Chain(fk.AffineCoupling(net, dim=-1)), fk.Normal((2,)), context_ndim=1).double(), scale=0.5
+    )
+
+
+def test_a_context_goes_with_its_event():
+    flow, x = conditional(), torch.randn(23, 2, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    context = torch.linspace(-2, 2, 23, dtype=torch.double)[:, None]
+    wanted = (-flow.log_prob(x, context) / (2 * math.log(2))).mean().item()
+    card = scored(flow, x, context=context)
+    assert card.bits_per_dim == pytest.approx(wanted, rel=1e-12)
+    assert abs(scored(flow, x, context=context.flip(0)).bits_per_dim - wanted) > 1e-3
+    pairs = torch.utils.data.TensorDataset(x, context)
+    assert figures(scored(flow, pairs)) == figures(card)
+    assert figures(scored(flow, pairs, batch=7)) == {**figures(card), "batch": 7}, "the hash depends on the batch"
+
+
+def test_the_hash_sees_a_context_that_is_read():
+    x, context = torch.zeros(23, 2, dtype=torch.double), torch.arange(23, dtype=torch.double)[:, None]
+    assert len({scored(conditional(), x, context=c).data_sha256 for c in (context, context + 1)}) == 2
+    exact = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,))).double()
+    pairs = [torch.utils.data.TensorDataset(x, c) for c in (context, context + 1)]
+    assert len({scored(exact, data).data_sha256 for data in [*pairs, x]}) == 1
+
+
+def test_contexts_that_do_not_fit():
+    x = torch.zeros(23, 2, dtype=torch.double)
+    with pytest.raises(ValueError, match="the flow is conditional, but the images come without a context"):
+        scored(conditional(), x)
+    with pytest.raises(ValueError, match="context has length 22 and data is 23 events"):
+        scored(conditional(), x, context=x[1:, :1])
+    with pytest.raises(ValueError, match="context is given, but the flow takes none"):
+        scored(variational(), data(), context=x)
+
+
+# --------------------------------------------------------------------------------------------- several processes
+
+
+def share(out):
+    with processes("cpu") as ours:
+        card = scored(variational(), data(), draws=3, uniform=True, ours=ours)
+        (out / f"{ours.rank}.json").write_text(json.dumps(figures(card)))
+        with pytest.raises(ValueError, match="image 17 has a log-probability of nan"):
+            x = torch.zeros(23, 1)
+            x[17] = math.nan
+            scored(fk.Flow(fk.ActNorm((1,)), fk.Normal((1,))), x, ours=ours)
+        with pytest.raises(ValueError, match="scores are kept by one process alone, and there are 2"):
+            scored(variational(), data(), ours=ours, scores=out / "scores")
+
+
+def test_two_processes_write_the_card_of_one(tmp_path):
+    """5 batches on 2 processes: one of them has none in the last round."""
+    together(share, tmp_path, folder=tmp_path)
+    wanted = json.loads(json.dumps(figures(scored(variational(), data(), draws=3, uniform=True))))
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [wanted, wanted]
+
+
 # ----------------------------------------------------------------------------------------------------- going on
 
 
@@ -309,6 +375,15 @@ def test_unlike_cards_are_not_compared(field, value):
     assert str(error.value) == f"compare: not measured alike: {field} is {getattr(card, field)!r} and {value!r}"
 
 
+def test_an_unlike_card_is_refused_before_the_work():
+    card = scored(variational(), data(), draws=3)
+    flow, calls = stopping(variational(), 1000)
+    with pytest.raises(ValueError, match="compare: not measured alike: draws is 2 and 3"):
+        scored(flow, data(), draws=2, against=card)
+    assert calls == []
+    scored(flow, data(), draws=3, against=card)
+
+
 def test_an_exact_flow_is_compared_with_any_number_of_draws():
     card = scored(variational(), data(), draws=3)
     assert compare(replace(card, exact=True, draws=1), card) == compare(card, replace(card, exact=True, draws=1))
@@ -334,6 +409,7 @@ def test_the_shipped_card_is_of_the_shipped_weights_and_data():
     shipped = Evaluation.of(fk.zoo.card("flowpp-digits")["evaluation"])
     few = evaluate(fk.zoo.load("flowpp-digits"), digits()[1], data_name="digits", split="held-out", draws=2)
     assert few.state_sha256 == shipped.state_sha256 and few.parameters == shipped.parameters
+    assert fk.zoo.card("flowpp-digits")["training"]["data_sha256"] == module.data_sha256(as_dataset(digits()[0]))[0]
     compare(replace(few, draws=shipped.draws), shipped)  # raises if measured unlike
     assert abs(few.bits_per_dim_single - shipped.bits_per_dim_single) < 0.02
 

@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import flowkit as fk
-from flowkit.train import Settings, data, fit, held_out_bits, read_log, schedules
+from flowkit.train import Settings, data, evaluate, fit, read_log, schedules
 from flowkit.train.config import available, recipe
 from tests.train.workers import exact_flow, integers, noisy_flow, vectors
 
@@ -106,12 +107,12 @@ def test_options_that_change_the_arithmetic_alone(options):
     settings = {"steps": 2, "batch": 8, "init_batch": 64, "ema": 0.0, "rate": 1e-4}
     one = quiet(plain, images, given={"held_out": images[:20]}, **settings)
     two = quiet(other, images, given={"held_out": images[:20]}, **settings, **options)
-    assert two.bits_per_dim == pytest.approx(one.bits_per_dim, abs=0.02)
+    assert two.evaluation.bits_per_dim == pytest.approx(one.evaluation.bits_per_dim, abs=0.02)
     step = other.transform["columns1"][1]
     assert step.norm.gain.is_contiguous()
     assert step.couple.conditioner.exit.weight.is_contiguous() is ("channels_last" not in options)
     if "precision" in options:
-        assert two.bits_per_dim != one.bits_per_dim
+        assert two.evaluation.bits_per_dim != one.evaluation.bits_per_dim
 
 
 @pytest.mark.thorough
@@ -162,14 +163,43 @@ def test_a_step_that_is_skipped_leaves_no_trace_in_running_averages():
     assert flow.transform["norm"].running_mean.isfinite().all()
 
 
-def test_held_out_scores_leave_no_image_out():
-    flow = noisy_flow().eval()
+def test_the_evaluation_is_that_of_the_averaged_weights():
     x = integers(37)
-    generator = torch.Generator().manual_seed(0)
-    bits = torch.cat([fk.metrics.bits_per_dim(flow, part, draws=3, generator=generator) for part in x.split(8)])
-    mean, error = held_out_bits(flow, x, draws=3, batch=8)
-    assert mean == pytest.approx(bits.mean().item(), rel=1e-12)
-    assert error == pytest.approx((bits.std() / 37**0.5).item(), rel=1e-12)
+    trained = quiet(noisy_flow(), integers(), steps=3, final_draws=3, given={"held_out": x})
+    wanted = evaluate(trained.flow, x, data_name="unnamed", split="held-out", draws=3, steps=3, ema=0.999)
+    assert replace(trained.evaluation, seconds=0) == replace(wanted, seconds=0)
+
+
+def test_one_held_out_image_has_no_standard_error():
+    with pytest.raises(ValueError, match="held_out has 1 images, wanted at least 2"):
+        quiet(noisy_flow(), integers(), given={"held_out": integers(1)})
+
+
+def test_a_held_out_score_that_is_none_stops_with_a_checkpoint(tmp_path):
+    x = vectors(20)
+    x[7] = math.nan
+    with pytest.raises(ValueError, match="image 7 has a log-probability of nan"):
+        quiet(exact_flow(), vectors(), steps=2, given={"held_out": x, "out": tmp_path})
+    assert (tmp_path / "checkpoints" / "step-000000002").is_dir()
+
+
+def test_a_finished_run_is_scored_when_images_come(tmp_path):
+    quiet(exact_flow(), vectors(), steps=2, given={"out": tmp_path})
+    first = quiet(exact_flow(), vectors(), steps=2, given={"out": tmp_path, "held_out": vectors(20)})
+    again = quiet(exact_flow(), vectors(), steps=2, given={"out": tmp_path, "held_out": vectors(20)})
+    assert first.evaluation == again.evaluation and first.evaluation.steps == 2
+
+
+def test_a_warmed_up_average_has_its_closed_form():
+    """Update n has a decay of (1 + n) / (10 + n), until that exceeds the constant one."""
+    settings = {"steps": 30, "rate": 0.1, "clip": 0.0, "ema": 0.6, "ema_warmup": True}
+    trained = quiet(Line(), torch.full((20, 2), 0.5), **settings, given={"optimizer": sgd})
+    expected = slope = 0.5
+    for n in range(1, 31):
+        slope += 0.1
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * slope
+    assert trained.flow.slope.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_conditional_flow_gets_its_context():

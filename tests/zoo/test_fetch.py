@@ -217,6 +217,52 @@ def test_a_slow_server_is_waited_for(server, target):
     assert target.read_bytes() == CONTENT and len(server.requests) == 1
 
 
+def trickling(handler, content):
+    """A byte now and then, for ever."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    trickle(handler, content)
+
+
+def trickle(handler, content):
+    for i in range(300):
+        handler.wfile.write(content[i : i + 1])
+        time.sleep(0.02)
+
+
+def trickling_headers(handler, content):
+    """Without an end, so without a body."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    trickle(handler, b"x" * 300)
+
+
+@pytest.mark.parametrize("behaviour", [trickling, trickling_headers])
+def test_a_server_that_trickles_is_given_up(server, target, behaviour):
+    """Never silent, and never done."""
+    server.always = behaviour
+    start = time.monotonic()
+    refused(server, target, r"only \d+ bytes in 0\.2 s; 2 attempts in a row brought .*hardly", timeout=0.2, attempts=2)
+    assert time.monotonic() - start < 4 and len(server.requests) == 2
+
+
+def test_a_few_bytes_for_each_attempt_are_not_enough(server, target):
+    def few(handler, content):
+        start = int((handler.headers["Range"] or "bytes=0-")[6:-1])
+        handler.serve(content, stop=10, announce=len(content) - start)
+
+    server.always = few
+    refused(server, target, "3 attempts in a row brought nothing more, or hardly anything", attempts=3)
+    assert len(server.requests) == 3
+
+
+def test_after_trickling_it_goes_on_where_it_was(server, target):
+    server.behaviours = [trickling]
+    bring(server, target, timeout=0.2)
+    assert target.read_bytes() == CONTENT
+    assert int(server.requests[1][1].removeprefix("bytes=").removesuffix("-")) > 0
+
+
 def test_redirects_are_followed_and_ranges_with_them(server, target):
     with serving() as other:
         other.files[f"elsewhere/{NAME}"] = CONTENT

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-__all__ = ["DataError", "Images", "Split", "as_dataset", "collate", "every_nth"]
+from flowkit.distribution import Distribution
+
+__all__ = ["DataError", "Images", "Split", "as_dataset", "collate", "every_nth", "fetch", "inputs"]
 
 Layout = Literal["auto", "first", "last", "none"]
 
@@ -153,6 +155,25 @@ def collate(items: Any) -> Any:
     if isinstance(items[0], tuple | list):
         return tuple(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*items, strict=True))
     return torch.stack([torch.as_tensor(item) for item in items])
+
+
+def fetch(images: Dataset[Any], indices: list[int]) -> Any:
+    """A batch of a dataset, at once if it can give one."""
+    many = getattr(images, "__getitems__", None)
+    return collate(many(indices) if many is not None else [images[index] for index in indices])
+
+
+def inputs(items: Any, flow: Distribution, device: torch.device) -> list[Tensor]:
+    """What `flow.log_prob` takes of a batch: x, or x and context, on the device.
+
+    Raises:
+        ValueError: if the flow is conditional and the items are no pairs.
+    """
+    values = list(items) if isinstance(items, tuple) else [items]
+    wanted = 1 if flow.context_ndim is None else 2
+    if len(values) < wanted:
+        raise ValueError("the flow is conditional, but the images come without a context; wanted pairs")
+    return [value.to(device, non_blocking=True) for value in values[:wanted]]
 
 
 def _layout(shape: tuple[int, ...], channels: Layout, name: str) -> Layout:

@@ -24,9 +24,27 @@ from torch.utils.data import Dataset
 from flowkit.train.data.images import DataError, Images, Layout, Split, as_dataset, every_nth
 from flowkit.train.data.scikit import digits
 
-__all__ = ["SOURCES", "arrays", "cifar10", "folder", "idx", "mnist", "read"]
+__all__ = ["SOURCES", "WANTED", "arrays", "cifar10", "folder", "idx", "mnist", "name_of", "read"]
 
 SOURCES = ("digits", "cifar10", "mnist", "arrays", "folder")
+
+# What a path must name, and an example of one.
+WANTED = {
+    "cifar10": (
+        "cifar-10-python.tar.gz or cifar-10-binary.tar.gz, or the folder that one was extracted to",
+        "cifar-10-python.tar.gz",
+    ),
+    "mnist": (
+        "an .npz with the arrays x_train and x_test, or a folder with the IDX files train-images-idx3-ubyte and "
+        "t10k-images-idx3-ubyte, gzipped or not",
+        "mnist.npz",
+    ),
+    "arrays": (
+        "an .npz with the arrays x_train and x_test, a folder with x_train.npy and x_test.npy, or one .npy",
+        "images.npz",
+    ),
+    "folder": ("a folder of image files, with folders train and test inside, or with none held out", "images"),
+}
 
 
 def read(
@@ -65,7 +83,8 @@ def read(
         train_images, test_images = digits()
         split = Split(as_dataset(train_images), as_dataset(test_images), levels=17)
     elif path is None:
-        raise DataError(f"{source}: say where the data is: data.path=...; nothing is downloaded")
+        what, example = WANTED[source]
+        raise DataError(f"{source}: path is missing, and nothing is downloaded. Wanted {what}; path={example!r}, say")
     elif source == "cifar10":
         split = cifar10(path, bits=bits)
     elif source == "mnist":
@@ -75,6 +94,16 @@ def read(
     else:
         split = folder(path, train=train, held_out=held_out, bits=bits)
     return split if hold_out is None else every_nth(split, hold_out)
+
+
+def name_of(source: str, path: str | Path | None = None, bits: int = 8) -> str:
+    """What a card calls the data of `read`: the source where that is one data set, else the file or folder.
+
+    >>> name_of("mnist", "files/mnist.npz"), name_of("arrays", "files/imagenet32/"), name_of("folder", "celeba", bits=5)
+    ('mnist', 'imagenet32', 'celeba, 5 bits')
+    """
+    name = source if path is None or source in ("digits", "cifar10", "mnist") else Path(path).resolve().stem
+    return name if bits == 8 else f"{name}, {bits} bits"
 
 
 # ---------------------------------------------------------------------------------------------------------- CIFAR-10
