@@ -111,14 +111,11 @@ def fused_backward(
 
     def in_linear_space(*operands: Tensor) -> tuple[Tensor, ...]:
         grad_y, grad_log, below, above, slope, x, *parameters = operands
-        return alike(_differentiate_linear(grad_y, grad_log, x, _mixture(*parameters), Sums(below, above, slope)))
+        return _alike(_differentiate_linear(grad_y, grad_log, x, _mixture(*parameters), Sums(below, above, slope)))
 
     def in_log_space(*operands: Tensor) -> tuple[Tensor, ...]:
         grad_y, grad_log, _, _, _, x, *parameters = operands
-        return alike(_differentiate_log(grad_y, grad_log, x, _mixture(*parameters)))
-
-    def alike(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(t.contiguous() for t in grads)  # branches give the same strides
+        return _alike(_differentiate_log(grad_y, grad_log, x, _mixture(*parameters)))
 
     grad_x, *grads = torch.cond(
         (sums.slope > 0).all(), in_linear_space, in_log_space, (grad_y, grad_log, *sums, x, *_apart(*parameters))
@@ -149,10 +146,15 @@ def _linear_or_log(
     """What linear space found, if it holds the digits of every element; else all of them in log space."""
     return torch.cond(
         (slope > 0).all(),
-        lambda *operands: tuple(t.clone(memory_format=torch.contiguous_format) for t in operands[:3]),
-        lambda *operands: tuple(t.contiguous() for t in in_log_space(*operands)),
+        lambda *operands: _alike(operands[:3]),
+        lambda *operands: _alike(in_log_space(*operands)),
         (y, log_derivative, slope, *operands),
     )
+
+
+def _alike(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies with the strides of their shapes, which the branches must share; `contiguous` leaves sizes of 1 theirs."""
+    return tuple(t.clone(memory_format=torch.contiguous_format) for t in results)
 
 
 def _apart(logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
