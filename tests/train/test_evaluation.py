@@ -181,7 +181,11 @@ class Batches(Pairs):
         return data()[torch.as_tensor(indices)]
 
 
-@pytest.mark.parametrize("other", [Pairs(), Batches(), data().to(torch.uint8), data().numpy()], ids=repr)
+@pytest.mark.parametrize(
+    "other",
+    [Pairs(), Batches(), data().to(torch.uint8), data().numpy()],
+    ids=["pairs", "batches", "uint8", "numpy"],
+)
 def test_data_is_the_same_in_every_form(other):
     flow = variational()
     assert figures(scored(flow, other)) == figures(scored(flow, data()))
