@@ -1,10 +1,13 @@
 """The command line, as a user runs it."""
 
 import json
+import os
 import re
+import struct
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,7 +143,7 @@ def test_an_evaluation_writes_its_card_and_is_compared(card, tmp_path, capsys):
     assert re.search(r"[+-]0\.\d{4} ± \d\.\d{4} bits/dim against flowpp-tiny", capsys.readouterr().out)
     assert score("--against", "flowpp-digits") == 1
     said = capsys.readouterr()
-    assert "not measured alike: draws is 1 and 128" in said.err and "all 359 images" in said.out
+    assert "not measured alike: draws is 1 and 128" in said.err and "all 359 images" not in said.out
 
 
 @pytest.mark.parametrize(
@@ -148,13 +151,74 @@ def test_an_evaluation_writes_its_card_and_is_compared(card, tmp_path, capsys):
     [
         (["--draws", "0"], "--draws is 0, wanted at least 1"),
         ([], "its card names no data set; give one with --data"),
-        (["--data", "faces"], "--data is 'faces', wanted digits"),
+        (["--data", "faces"], "--data is 'faces', wanted one of digits, cifar10, mnist"),
+        (["--data", "cifar10"], "--data cifar10 --path cifar-10-python.tar.gz"),
         (["--data", "digits", "--device", "abacus"], "--device is 'abacus': "),
     ],
 )
 def test_evaluations_that_cannot_be_made(card, options, reason, capsys):
     assert main(["evaluate", card, *options]) == 1
     assert reason in capsys.readouterr().err
+
+
+def sources(folder):
+    """The same 10 images of 8x8 to train on, and 6 held out, in every format."""
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8), np.uint8)
+    train, held_out = images[:10], images[10:]
+    np.savez(folder / "a.npz", x_train=train, x_test=held_out)
+    (folder / "npy").mkdir()
+    (folder / "idx").mkdir()
+    for part, stem, values in (("train", "train", train), ("test", "t10k", held_out)):
+        np.save(folder / "npy" / f"x_{part}.npy", values)
+        header = b"\0\0\x08\x03" + struct.pack(">3I", *values.shape)
+        (folder / "idx" / f"{stem}-images-idx3-ubyte").write_bytes(header + values.tobytes())
+        (folder / "png" / part).mkdir(parents=True)
+        for number, image in enumerate(values):
+            Image.fromarray(image).save(folder / "png" / part / f"{number:03d}.png")
+    return images
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [("mnist", "a.npz"), ("mnist", "idx"), ("arrays", "a.npz"), ("arrays", "npy"), ("folder", "png")],
+)
+@pytest.mark.parametrize("levels", [256, 32])
+def test_every_reader_gives_the_whole_split(tmp_path, source, path, levels):
+    """No image is dropped by a batch that does not divide, and bits are those of the model."""
+    images = torch.from_numpy(sources(tmp_path))[:, None] // (256 // levels)
+    torch.manual_seed(0)
+    sizes = {"filters": 4, "blocks": 1, "components": 2, "dequant_couplings": 1, "levels": levels}
+    config = configuration("digits", **sizes, layout=(("columns", 1),))
+    flow = fk.zoo.flowpp(config="digits", **sizes, layout=(("columns", 1),))
+    fk.zoo.save(flow, tmp_path / "m.json", model="flowpp", config=asdict(config))
+    for split, wanted in (("train", images[:10]), ("held-out", images[10:])):
+        card = str(tmp_path / "card.json")
+        given = ["--data", source, "--path", str(tmp_path / path), "--split", split, "--batch", "4", "--out", card]
+        assert main(["evaluate", str(tmp_path / "m.json"), *given]) == 0
+        found = fk.train.Evaluation.read(card)
+        name = source if source == "mnist" else Path(path).stem
+        same = fk.train.evaluate(
+            flow, wanted, data_name=name if levels == 256 else f"{name}, 5 bits", split=split, batch=4, model="m"
+        )
+        assert replace(found, seconds=0) == replace(same, seconds=0) and found.images == len(wanted)
+
+
+def test_a_split_that_is_not_there_is_told(card, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((4, 8, 8), np.uint8))
+    assert main(["evaluate", card, "--data", "arrays", "--path", str(tmp_path / "a.npz")]) == 1
+    assert "no images held out there; --split train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "flowpp-digits", "--json"]])
+def test_a_reader_that_leaves_is_no_fault(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "flowkit", *arguments]
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 def test_an_interruption_is_a_line_and_a_status(monkeypatch, capsys):

@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -458,7 +459,10 @@ def _fill_from_shards(wanted: dict[str, Tensor], path: Path, *, all_of_them: boo
             )
     present: dict[str, Any] = {key: value for key, value in wanted.items() if key in entries}
     try:
-        load_shards(present, storage_reader=reader)
+        with warnings.catch_warnings():
+            # One process may well read what several wrote.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+            load_shards(present, storage_reader=reader)
     except CheckpointException as error:
         reasons = "; ".join(str(reason) for reason, _ in error.failures.values())
         raise CheckpointError(f"{path.parent.name}: the shards cannot be read: {reasons}") from None

@@ -31,6 +31,7 @@ class Processes:
 
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world, self.device = rank, world, device
+        self._wrapped: list[nn.parallel.DistributedDataParallel] = []
 
     @property
     def first(self) -> bool:
@@ -84,12 +85,25 @@ class Processes:
             return shard(flow)
         if self.world == 1:
             return flow
-        return nn.parallel.DistributedDataParallel(
-            flow,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            # Flow++ has position embeddings that attention-free nets never read; DDP must know to look for them.
-            find_unused_parameters=_has_unread_parameters(flow, example),
+        self._wrapped.append(
+            nn.parallel.DistributedDataParallel(
+                flow,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                # Flow++ has position embeddings that attention-free nets never read; DDP must know to look for them.
+                find_unused_parameters=_has_unread_parameters(flow, example),
+            )
         )
+        return self._wrapped[-1]
+
+    def release(self) -> None:
+        """Part wrapped modules from the process group, before it is left; they are of no use afterwards.
+
+        Whoever lets go of the group last joins its threads, and one of them may want the interpreter's lock. Python's
+        own reference gives the lock away while it waits; that of a DDP module, freed later, would wait for ever.
+        """
+        for module in self._wrapped:
+            del module.reducer, module.logger
+        self._wrapped.clear()
 
 
 @contextmanager
@@ -112,10 +126,12 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     if started:
         # What lies on the CPU goes by gloo beside nccl too: counts, flags, random states.
         dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+    joined = dist.is_initialized()
+    ours = Processes(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
     try:
-        joined = dist.is_initialized()
-        yield Processes(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, where)
+        yield ours
     finally:
+        ours.release()
         if started:
             dist.destroy_process_group()
 

@@ -1,11 +1,14 @@
 """Recipes: the published ones, overrides, and faults."""
 
 import json
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from safetensors.torch import load_file
 
 import flowkit as fk
 from flowkit.cli import main
-from flowkit.train import read_log
-from flowkit.train.config import available, recipe
+from flowkit.train import Evaluation, digits, evaluate, read_log
+from flowkit.train.config import Recipe, available, recipe
+from flowkit.train.data import WANTED
+from tests.train.workers import exact_flow, train
 
 SMALL = [
     "model.filters=4",
@@ -115,7 +120,8 @@ def test_other_models_of_the_zoo(tmp_path):
         '[data]\nsource = "digits"\n[train]\nsteps = 2\nwarmup = 0\nbatch = 8\n'
     )
     assert main(["train", str(file), "--out", str(tmp_path / "run"), "--quiet"]) == 0
-    assert (tmp_path / "run" / "weights.safetensors").exists()
+    flow = fk.zoo.load(tmp_path / "run" / "glow.json")
+    assert flow.sample((2,)).shape == (2, 1, 8, 8)
 
 
 def test_list_and_show(capsys):
@@ -125,26 +131,113 @@ def test_list_and_show(capsys):
     assert json.loads(capsys.readouterr().out)["train"]["steps"] == 3
 
 
-def test_train_writes_weights_that_load_and_says_how_they_came_about(tmp_path, capsys):
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run to its end: its folder, and the command."""
+    out = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["train", "flowpp-digits", "steps=2", "log_every=1", "--out", str(out), "--quiet", *SMALL]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "bits/dim on 359 held-out images, 1 draws" in told
-    card = json.loads((out / "run.json").read_text())
-    assert (card["steps"], card["importance_samples"], card["recipe"]["model"]["filters"]) == (2, 1, 4)
-    flow = recipe("flowpp-digits", SMALL).flow().eval()
-    flow.load_state_dict(load_file(out / "weights.safetensors"))
-    _, test = fk.train.digits()
-    assert fk.train.held_out_bits(flow, test)[0] == pytest.approx(card["bits_per_dim"], abs=1e-9)
-    content = (out / "weights.safetensors").read_bytes()
+    return out, arguments
+
+
+def test_a_run_ends_with_a_card_of_the_zoo(run):
+    out, _ = run
+    path = out / "flowpp-digits.json"
+    card, flow = fk.zoo.card(path), fk.zoo.load(path)
+    average = load_file(out / "checkpoints" / "step-000000002" / "ema.safetensors")
+    assert all(torch.equal(value, average[key]) for key, value in flow.state_dict().items())
+    again = evaluate(flow, digits()[1], data_name="digits", split="held-out", model="flowpp-digits", steps=2, ema=0.999)
+    assert replace(again, seconds=0) == replace(Evaluation.of(card["evaluation"]), seconds=0)
+    told = card["training"]
+    assert told["command"] == shlex.join(["flowkit", "train", "flowpp-digits", "steps=2", "log_every=1", *SMALL])
+    assert Recipe.of(told["recipe"]) == recipe("flowpp-digits", ["steps=2", "log_every=1", *SMALL])
+    assert told["data_sha256"] == fk.zoo.card("flowpp-digits")["training"]["data_sha256"]
+    assert (told["steps"], told["skipped"], told["device"], told["processes"]) == (2, 0, "cpu", 1)
+    assert fk.zoo.card("flowpp-digits")["training"].keys() <= told.keys(), "unlike the card that is shipped"
+    assert sorted(file.name for file in out.iterdir()) == [
+        "checkpoints", "flowpp-digits.json", "flowpp-digits.safetensors", "log.csv", "log.jsonl",
+    ]  # fmt: skip
+
+
+def test_every_command_takes_a_run_and_its_card(run, tmp_path, capsys):
+    out, _ = run
+    ways, figures, samples = (str(out), str(out / "flowpp-digits.json")), [], []
+    for way in ways:
+        assert main(["evaluate", way, "--out", str(tmp_path / "card.json")]) == 0
+        figures.append(replace(Evaluation.read(tmp_path / "card.json"), seconds=0))
+        assert main(["sample", way, "--count", "3", "--out", str(tmp_path / "a.npy")]) == 0
+        samples.append(np.load(tmp_path / "a.npy"))
+        assert main(["info", way]) == 0
+        told = capsys.readouterr().out
+        assert re.search(r"recipe.train.steps +2\n", told) and re.search(r"recipe.model.filters +4\n", told)
+    assert figures[0] == figures[1] and np.array_equal(*samples)
+
+
+def test_the_same_command_goes_on_and_nothing_changes(run, capsys):
+    out, arguments = run
+    content = (out / "flowpp-digits.safetensors").read_bytes()
     assert main(arguments) == 0
     assert "going on from step 2" in capsys.readouterr().out
-    assert (out / "weights.safetensors").read_bytes() == content
+    assert (out / "flowpp-digits.safetensors").read_bytes() == content
     assert main([*arguments, "--fresh"]) == 1
     assert "holds an earlier run" in capsys.readouterr().err
     assert main([*arguments[:2], "model.filters=8", *arguments[2:7], *SMALL[1:]]) == 1
     assert "it is a checkpoint of another model" in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_ended_is_scored_by_its_newest_whole_checkpoint(run, tmp_path, capsys):
+    out = tmp_path / "stopped"
+    shutil.copytree(run[0] / "checkpoints", out / "checkpoints")
+    shutil.copytree(run[0] / "checkpoints" / "step-000000002", out / "checkpoints" / "step-000000009")
+    (out / "checkpoints" / "step-000000009" / "ema.safetensors").write_bytes(b"half")
+    assert main(["evaluate", str(out), "--out", str(tmp_path / "card.json")]) == 0
+    card = Evaluation.read(tmp_path / "card.json")
+    assert (card.steps, card.ema, card.images, card.model) == (2, 0.999, 359, "flowpp-digits")
+    shutil.rmtree(out / "checkpoints" / "step-000000002")
+    assert main(["info", str(out)]) == 1
+    assert "no checkpoint of a run: step-000000009: ema.safetensors has 4 bytes" in capsys.readouterr().err
+    shutil.rmtree(out / "checkpoints")
+    assert main(["sample", str(out)]) == 1
+    assert "there is none; a run has its first after `save_every` steps" in capsys.readouterr().err
+
+
+def test_a_run_without_a_recipe_is_told(tmp_path, capsys):
+    train(exact_flow, tmp_path, steps=2)
+    assert main(["info", str(tmp_path)]) == 1
+    assert "a run of `fit`, of which no recipe is known" in capsys.readouterr().err
+
+
+def test_no_path_of_the_machine_is_on_a_card_and_yet_the_data_is_found(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 255, (24, 8, 8), np.uint8)
+    np.savez(tmp_path / "private.npz", x_train=images[:16], x_test=images[16:])
+    given = [f"data.path={tmp_path / 'private.npz'}", "model.shape=[1, 8, 8]", "steps=1", *SMALL, "data.hold_out=4"]
+    given += ["precision=float32", "channels_last=false"]
+    assert main(["train", "flowpp-mnist", *given, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    path = tmp_path / "run" / "flowpp-mnist.json"
+    assert str(tmp_path) not in path.read_text() and "data.path=private.npz" in path.read_text()
+    evaluation = fk.zoo.card(path)["evaluation"]
+    assert (evaluation["split"], evaluation["images"]) == ("every 4th training image", 4)
+    for way in (path, tmp_path / "run"):
+        assert main(["evaluate", str(way), "--out", str(tmp_path / "card.json")]) == 0
+        card = Evaluation.read(tmp_path / "card.json")
+        assert (card.data, card.split, card.images) == ("mnist", "held-out", 8)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    capsys.readouterr()
+    assert main(["evaluate", str(path)]) == 1
+    assert f"flowkit evaluate {path} --data mnist --path mnist.npz" in capsys.readouterr().err
+    assert main(["evaluate", str(path), "--path", str(tmp_path / "private.npz"), "--split", "train"]) == 0
+    assert "mnist, train: all 16 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", WANTED)
+def test_a_missing_path_says_what_to_give(source, capsys):
+    assert main(["train", "flowpp-mnist", "steps=3", f"data.source={source}"]) == 1
+    told = capsys.readouterr().err
+    what, example = WANTED[source]
+    assert told == (
+        f"flowkit: where is the data ({source})? Nothing is downloaded. Give {what}:\n"
+        f"  flowkit train flowpp-mnist steps=3 data.source={source} data.path={example}\n"
+    )
 
 
 def test_ctrl_c_stops_with_a_checkpoint_and_the_same_command_goes_on(tmp_path):

@@ -53,8 +53,8 @@ def read(
     *,
     bits: int = 8,
     channels: Layout = "auto",
-    train: str = "x_train",
-    held_out: str = "x_test",
+    train: str | None = None,
+    held_out: str | None = None,
     hold_out: int | None = None,
 ) -> Split:
     """What a config names: images to train on and images held out.
@@ -64,8 +64,8 @@ def read(
         path: the file or folder; every source but "digits" needs one.
         bits: how many bits of 8 to keep.
         channels: of arrays: "first", "last", "none", or "auto" to look.
-        train: of arrays, the name in the `.npz`; of a folder, the folder inside it.
-        held_out: the same for what is held out; it may be missing.
+        train: of arrays, the name of the array, "x_train" if not given; of a folder, the folder inside it, "train".
+        held_out: the same for what is held out, "x_test" and "test"; it may be missing.
         hold_out: hold every nth training image out instead, to choose settings on.
 
     Raises:
@@ -90,9 +90,9 @@ def read(
     elif source == "mnist":
         split = mnist(path, bits=bits)
     elif source == "arrays":
-        split = arrays(path, train=train, held_out=held_out, channels=channels, bits=bits)
+        split = arrays(path, train=train or "x_train", held_out=held_out or "x_test", channels=channels, bits=bits)
     else:
-        split = folder(path, train=train, held_out=held_out, bits=bits)
+        split = folder(path, train=train or "train", held_out=held_out or "test", bits=bits)
     return split if hold_out is None else every_nth(split, hold_out)
 
 
