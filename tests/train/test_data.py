@@ -263,6 +263,18 @@ def test_folders_of_images(tmp_path):
     assert len(folder(tmp_path / "train").train) == 2
 
 
+def test_a_folder_is_read_by_its_own_names(tmp_path):
+    """Not by those of arrays, which would leave the held-out images among those to train on."""
+    for name, count in (("train", 3), ("test", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name / f"{number}.png")
+    split = read("folder", tmp_path)
+    assert (len(split.train), len(split.held_out)) == (3, 2)
+    split = read("folder", tmp_path, train="test", held_out="train")
+    assert (len(split.train), len(split.held_out)) == (2, 3)
+
+
 def test_folders_with_faults(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         folder(tmp_path / "nowhere")
@@ -333,7 +345,7 @@ def test_the_test_images_stay_unseen():
 def test_sources():
     with pytest.raises(DataError, match="data source is 'svhn', wanted one of digits, cifar10"):
         read("svhn")
-    with pytest.raises(DataError, match="cifar10: say where the data is"):
+    with pytest.raises(DataError, match="cifar10: path is missing, and nothing is downloaded. Wanted cifar-10-python"):
         read("cifar10")
     with pytest.raises(DataError, match="no path, no bits"):
         read("digits", bits=5)
