@@ -129,7 +129,9 @@ class TorchDistribution(Distribution):
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
         self.check_event("x", x)
-        made, batch = self._made(context)
+        return self._log_prob(*self._made(context), x)
+
+    def _log_prob(self, made: AnyTorchDistribution, batch: torch.Size, x: Tensor) -> Tensor:
         joint = self.joint_batch(x.shape[: x.ndim - len(self.event_shape)], batch)
         log_prob = made.log_prob(x.expand((*joint, *self.event_shape)))
         log_prob = sum_rightmost(log_prob, len(made.batch_shape) - len(batch))
@@ -156,6 +158,18 @@ class TorchDistribution(Distribution):
     ) -> Tensor:
         with torch.no_grad(), drawing_from(generator):
             return self._made(context)[0].sample(as_shape(sample_shape))
+
+    def sample_and_log_prob(
+        self,
+        sample_shape: int | Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        made, batch = self._made(context)  # once: a module that makes it may hold a net
+        with drawing_from(generator):
+            x = (made.rsample if self.has_rsample else made.sample)(as_shape(sample_shape))
+        return x, self._log_prob(made, batch, x)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.event_shape)}"

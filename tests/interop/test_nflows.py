@@ -78,7 +78,10 @@ MODELS = {
         autoregressive_spline(),
         transforms.InverseTransform(transforms.MaskedAffineAutoregressiveTransform(5, 16)),
     ),
-    "NSF-coupling-bounded": lambda: of(spline(tails=None)),
+    "NSF-coupling-bounded": lambda: of(
+        spline(tails=None),
+        transforms.InverseTransform(transforms.MaskedAffineAutoregressiveTransform(5, 16)),
+    ),
 }
 
 
