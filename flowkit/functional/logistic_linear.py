@@ -141,14 +141,19 @@ def fused_solve(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _linear_or_log(
-    in_log_space: Callable[..., tuple[Tensor, ...]], y: Tensor, log_derivative: Tensor, slope: Tensor, *operands: Tensor
+    in_log_space: Callable[..., tuple[Tensor, ...]],
+    y: Tensor,
+    log_derivative: Tensor,
+    slope: Tensor,
+    x: Tensor,
+    *operands: Tensor,
 ) -> tuple[Tensor, ...]:
     """What linear space found, if it holds the digits of every element; else all of them in log space."""
     return torch.cond(
         (slope > 0).all(),
         lambda *operands: _alike(operands[:3]),
         lambda *operands: _alike(in_log_space(*operands)),
-        (y, log_derivative, slope, *operands),
+        (*_alike((y, log_derivative, slope, x)), *operands),
     )
 
 
@@ -160,7 +165,7 @@ def _alike(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _apart(logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The parameters with components in front. Nets give all three as views of one tensor, which no branch may take."""
     logits, means, log_scales = (t.movedim(-1, 0) for t in (logits, means, log_scales))
-    return logits - logits.amax(0), means, log_scales.clone()
+    return _alike((logits - logits.amax(0), means, log_scales))  # type: ignore[return-value]
 
 
 def _tiles(shape: torch.Size, components: int) -> Iterator[tuple[slice, ...]]:
