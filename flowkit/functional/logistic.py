@@ -42,7 +42,7 @@ from flowkit.functional.rootfind import solve_increasing
 
 __all__ = ["logit_mix_logistic_cdf", "logit_mix_logistic_cdf_inverse"]
 
-_FIXED_ITERATIONS = {torch.float32: 26, torch.float64: 30}  # where they cannot: compiled, fake or on a GPU
+_FIXED_ITERATIONS = {torch.float32: 26, torch.float64: 30}  # where they cannot: mapped, fake, exported or on a GPU
 
 
 def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
