@@ -231,9 +231,9 @@ def warps(
             values.append(value.reshape(-1, 2))
 
     if axes is None:
-        columns = min(len(names), 4)
-        rows = math.ceil(len(names) / columns)
-        figure = _pyplot("warps").figure(figsize=(2.6 * columns, 2.75 * rows), layout="constrained")
+        rows = math.ceil(len(names) / 5)
+        columns = math.ceil(len(names) / rows)
+        figure = _pyplot("warps").figure(figsize=(2.3 * columns, 2.4 * rows), layout="constrained")
         axes = [figure.add_subplot(rows, columns, 1 + i) for i in range(len(names))]
     for ax, name, value in zip(axes, names, values, strict=True):
         _draw_grid(ax, value[: len(grid)], lines)
@@ -296,7 +296,7 @@ def log_terms(summary: Summary, *, depth: int = 1, unit: str = "nats", ax: Axes 
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("nats, more is better" if in_nats else "bits/dim, less is better")
-    ax.set_title(f"{'log_prob' if in_nats else 'bits/dim'} {total:.2f}")
+    ax.set_title(f"mean {'log_prob' if in_nats else 'bits/dim'} {total:.2f}")
     return ax
 
 

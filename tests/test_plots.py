@@ -242,7 +242,7 @@ class TestLogTerms:
         ax = plots.log_terms(table, depth=9, unit="bits/dim")
         assert [*bars(ax)] == ["0", "1", "base"]
         assert sum(bars(ax).values()) == pytest.approx(table.total.bits_per_dim, abs=1e-6)
-        assert ax.get_title() == f"bits/dim {table.total.bits_per_dim:.2f}"
+        assert ax.get_title() == f"mean bits/dim {table.total.bits_per_dim:.2f}"
 
     def test_colors_tell_gain_from_cost_in_either_unit(self):
         flow = fk.Flow(fk.Chain(grow=fk.ActNorm((2,))), fk.Normal((2,)))
