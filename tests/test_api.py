@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import flowkit as fk
-from flowkit import testing, train
+from flowkit import plots, testing, train
 from flowkit.train import config
 from tests.support import changed_by_importing
 
@@ -33,7 +33,7 @@ PACKAGES = [
     fk.surjections,
     fk.zoo,
 ]
-TOOLS = [fk.interop, testing, train, config, train.data, train.schedules]
+TOOLS = [fk.interop, plots, testing, train, config, train.data, train.schedules]
 PUBLIC = [(package, name) for package in [*PACKAGES, *TOOLS] for name in package.__all__]
 
 
