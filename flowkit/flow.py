@@ -46,6 +46,7 @@ class Flow(Distribution):
         ShapeError: if the base's latent does not pass backwards through the transform; the part is named.
         DomainError: if the base has values that the transform does not take back, as a normal for `Exp`.
         ValueError: if a conditional base stands in an unconditional flow.
+        TypeError: if `transform` is no `Transform`, or `base` no `Distribution`.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.Chain(scale=fk.ActNorm((2,)), squash=fk.Sigmoid()).inv, fk.Uniform((2,)))
@@ -232,6 +233,7 @@ class Flow(Distribution):
             ShapeError: if `event_shape` is not the flow's, or a conditional flow made without `context_shape` is
                 given no context.
             ValueError: for x and samples together, no example, no run, or data for parameters on the meta device.
+            TypeError: if x is no tensor.
 
         >>> import torch, flowkit as fk
         >>> flow = fk.Flow(fk.Chain(scale=fk.ActNorm((2,)), mix=fk.LULinear(2)), fk.Normal((2,)))

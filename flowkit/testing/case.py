@@ -101,6 +101,7 @@ class TransformCase:
 
     @property
     def event_shape(self) -> torch.Size:
+        """Shape of one example."""
         return self.inputs.shape[1:]
 
     @property
@@ -109,6 +110,7 @@ class TransformCase:
         return not (self.transform.stochastic_forward or self.transform.stochastic_inverse)
 
     def generator(self, seed: int | None = None) -> torch.Generator:
+        """A new generator on the device of the examples, from the case's seed or another."""
         return torch.Generator(self.inputs.device).manual_seed(self.seed if seed is None else seed)
 
     def run(
@@ -189,6 +191,7 @@ class DistributionCase:
 
     @property
     def event_shape(self) -> torch.Size:
+        """Shape of one example."""
         return self.inputs.shape[1:]
 
     @property
@@ -208,6 +211,7 @@ class DistributionCase:
         return not self.inputs.is_floating_point()
 
     def generator(self, seed: int | None = None) -> torch.Generator:
+        """A new generator on the device of the examples, from the case's seed or another."""
         return torch.Generator(self.inputs.device).manual_seed(self.seed if seed is None else seed)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, distribution: Distribution | None = None) -> Tensor:
