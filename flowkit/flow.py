@@ -175,6 +175,7 @@ class Flow(Distribution):
         Raises:
             NotExact: if samples carry no gradient (`has_rsample` is False): if they are integers, or the base, or a
                 distribution in a part, has none.
+            ShapeError: if the sample shape or the context does not fit.
         """
         if not self.has_rsample:
             return super().rsample(sample_shape, context, generator=generator)
@@ -194,6 +195,7 @@ class Flow(Distribution):
         Raises:
             NotExact: if the flow is not exact. What the inverse direction gives at its own sample lies *above*
                 log p in expectation, so it would flatter the flow.
+            ShapeError: if the sample shape or the context does not fit.
         """
         if not self.exact:
             raise NotExact(

@@ -3,7 +3,7 @@
     python scripts/public_api.py              # after a change of public names; then name them in the changelog
     python scripts/public_api.py --release    # from now on count changes from here; scripts/release does it
 
-A line that begins with + came since the last release, one that begins with - went, and a signature that changed has both.
+A line that begins with + came since the last release, with - it went; a signature that changed has both.
 A name is public if it stands in `__all__` of one of `MODULES`; of a public class, so are its methods and properties
 without an underscore.
 """
@@ -92,9 +92,7 @@ def signature(thing: Any) -> str:
 
     whole = inspect.signature(thing)
     parameters = [
-        each.replace(
-            annotation=each.empty, default=each.empty if each.default is each.empty else Shown(each.default)
-        )
+        each.replace(annotation=each.empty, default=each.empty if each.default is each.empty else Shown(each.default))
         for each in whole.parameters.values()
     ]
     return str(whole.replace(parameters=parameters, return_annotation=whole.empty))

@@ -1,4 +1,4 @@
-"""What the package promises as a whole: its names, the changelog that tells of them, and that importing changes nothing."""
+"""What the package promises as a whole: its names, a changelog that tells of them, and no side effects on importing."""
 
 import inspect
 import re
@@ -21,7 +21,7 @@ def test_public_names_are_those_of_the_list():
     """A name or a signature that changes by accident fails here; one that changes on purpose is written down."""
     now = public_api.merged(LISTED, public_api.lines())
     strangers = sorted({*now.splitlines()} ^ {*LISTED.splitlines()})
-    assert now == LISTED, f"{public_api.LIST.name} is stale; run `{COMMAND}` and name these in CHANGELOG.md: {strangers}"
+    assert now == LISTED, f"run `{COMMAND}`, and name in CHANGELOG.md what is new, other or gone: {strangers}"
 
 
 def unreleased():

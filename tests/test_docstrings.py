@@ -125,6 +125,34 @@ def test_it_says_what_is_raised():
     assert sorted(missing) == []
 
 
+# Of parts, nets, arithmetic, losses and models: what nobody needs to be cited for.
+ELEMENTARY = {
+    "flowkit": """Bijector Chain Elementwise Exp Flip FromContext Given Inverse LeakyReLU Logistic Map Mixture
+        MixtureOfNormals MultivariateNormal Normal PairChannels Permute Power ScaleShift Sigmoid Tanh Transform Uniform""",
+    "flowkit.distributions": "Family",
+    "flowkit.functional": """log_term_dtype pair_channels pair_checkerboard pair_columns sum_rightmost unpair_channels
+        unpair_checkerboard unpair_columns unsqueeze""",
+    "flowkit.losses": "forward_kl",
+    "flowkit.nets": "ClassContext MLP VectorContext",
+    "flowkit.zoo": "FlowppConfig WeightsError available cache_folder card fetch_weights load save",
+}
+
+
+def test_it_names_its_source():
+    rooms = {"bijectors", "distributions", "functional", "losses", "maps", "nets", "surjections", "transform", "zoo"}
+    excused = {f"{module}.{name}" for module, names in ELEMENTARY.items() for name in names.split()}
+    cited = {name for name, (_, owner) in NAMES.items() if owner is None and "Reference:" in docstring(name)}
+    of_rooms = {
+        name for name, (thing, owner) in NAMES.items() if owner is None and thing.__module__.split(".")[1] in rooms
+    }
+    assert sorted(of_rooms - cited - excused) == []
+    assert sorted(excused & cited | excused - of_rooms) == []
+    bare = [
+        name for name in cited if not re.search(r"\b(19|20)\d\d\b|https://", docstring(name).split("Reference:")[1])
+    ]
+    assert bare == ["flowkit.train.data.idx"]
+
+
 def test_it_gives_shapes():
     shape = re.compile(r"\(\*?\w+(, ?[^)]*)?\)|\bShapes:|\bshape|any tensor")
     taking = [name for name in NAMES if any(takes_tensors(function) for function, _ in functions(name))]

@@ -21,7 +21,11 @@ def gate(x: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself."""
+    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself.
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer normalization", 2016, https://arxiv.org/abs/1607.06450.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Each pixel of x (batch, channels, H, W) normalized over its channels, and scaled."""

@@ -208,6 +208,7 @@ class DistributionCase:
 
     @property
     def discrete(self) -> bool:
+        """Whether the events are integers."""
         return not self.inputs.is_floating_point()
 
     def generator(self, seed: int | None = None) -> torch.Generator:
@@ -222,6 +223,7 @@ class DistributionCase:
     def sample(
         self, shape: Sequence[int], context: Tensor | None = None, *, distribution: Distribution | None = None
     ) -> Tensor:
+        """Samples of the case's distribution or of another one, from the case's seed."""
         return (distribution or self.distribution).sample(shape, context, generator=self.generator())
 
     def batch(self, *shape: int) -> tuple[Tensor, Tensor | None]:
