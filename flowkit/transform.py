@@ -34,6 +34,11 @@ class Transform(nn.Module, ABC):
         l: (*batch), float32 or better.
         context: one optional tensor, handed through untouched to whoever reads it.
 
+    Raises:
+        ShapeError: if x, z or the context does not fit; the layer is named by its path in the flow.
+        DomainError: for integers, where the domain is continuous.
+        TypeError: for what is no tensor.
+
     A subclass sets `in_ndim` and `out_ndim` and writes the two directions. One that draws noise says so with
     `stochastic_forward` or `stochastic_inverse`, and takes `generator` in that direction.
 
@@ -212,6 +217,9 @@ class Inverse(Transform):
     """A layer turned round: its forward is the other's inverse.
 
     The same parameters, nothing copied. `t.inv` makes one, and `t.inv.inv` is `t` again.
+
+    Shapes:
+        x: what `transform` gives as z, and z what it takes as x; l: (*batch).
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -250,6 +258,7 @@ class Chain(Transform):
     Raises:
         ValueError: for no parts, for positional and named parts together, or for a name that is taken.
         DomainError: if one part's values do not fit the next one's domain.
+        TypeError: for a part that is no `Transform`.
 
     >>> import torch, flowkit as fk
     >>> chain = Chain(logit=fk.Logit(margin=0.05), norm=fk.ActNorm((3,)))

@@ -34,6 +34,13 @@ class Family(Distribution):
         own_ndim: how many rightmost dims of the event one piece takes: 0 if all elements are independent.
         trainable: whether the parameters are trained.
         params_shape: shape of what a net gives for one event under `Given`.
+
+    Shapes:
+        x: (*batch, *event_shape); log_prob: (*batch).
+
+    Raises:
+        ShapeError: if a parameter does not broadcast to the event, or x or a sample shape does not fit.
+        DomainError: if a positive parameter is not positive and finite, or x is not floating.
     """
 
     positive: tuple[str, ...] = ()
@@ -97,6 +104,7 @@ class Family(Distribution):
         return {name: self._value(name) for name in self._names}
 
     def is_positive(self, name: str) -> bool:
+        """Whether the parameter of this name is above 0, so that a net moves it by a factor."""
         return name in self.positive
 
     def moved_parameters(self, raw: Tensor) -> Parameters:

@@ -152,6 +152,7 @@ class MixtureOfNormals(Mixture):
     Raises:
         ValueError: for fewer than one component, or a spread that is not above 0.
         DomainError: if `scale` is not positive and finite.
+        ShapeError: if `event_shape` is none.
 
     >>> import torch
     >>> base = MixtureOfNormals((2,), components=8, spread=3.0)

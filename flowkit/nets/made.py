@@ -51,6 +51,7 @@ class MADE(nn.Module):
     Raises:
         ShapeError: if the input or the context does not fit.
         ValueError: if the order is no permutation, or the adjacency has another shape or a circle in it.
+        TypeError: if the adjacency is no array, or `activation` makes no module.
 
     Reference:
         Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution Estimation", 2015,
