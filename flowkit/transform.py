@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.arguments import check_generator, check_tensor
+from flowkit.arguments import check_generator, check_kind, check_tensor
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.reduce import sum_rightmost
@@ -224,6 +224,7 @@ class Inverse(Transform):
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
+        check_kind("Inverse", "transform", transform, Transform, "a Transform")
         self.transform = transform
         self.in_ndim, self.out_ndim = transform.out_ndim, transform.in_ndim
         self.stochastic_forward = transform.stochastic_inverse

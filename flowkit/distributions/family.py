@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import as_shape, check_floating, count
+from flowkit.arguments import as_floating, as_shape, check_floating, count
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.precision import log_term_dtype
@@ -290,11 +290,11 @@ def as_parameter(owner: str, name: str, value: Any, shape: torch.Size) -> Tensor
     """`value` as a floating tensor that broadcasts to `shape`; the default dtype, but for floating tensors.
 
     Raises:
+        TypeError: if it is no number and no tensor.
         ShapeError: if it does not broadcast.
         DomainError: if it is not finite.
     """
-    kept = isinstance(value, Tensor) and value.is_floating_point()
-    tensor = torch.as_tensor(value, dtype=None if kept else torch.get_default_dtype())
+    tensor = as_floating(owner, name, value)
     try:
         tensor.expand(shape)
     except RuntimeError:

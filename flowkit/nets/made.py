@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import broadcasts, count, nonlinearity, widths_of
+from flowkit.arguments import broadcasts, check_kind, count, nonlinearity, widths_of
 from flowkit.errors import ShapeError
 
 __all__ = ["MADE"]
@@ -289,6 +289,7 @@ def _joined(known: Tensor | None, new: Tensor) -> Tensor:
 
 def _reads_before(features: int, order: Sequence[int] | Tensor) -> Tensor:
     """(features, features): true at (i, j) where j comes before i."""
+    check_kind("MADE", "order", order, Iterable, "the features from first to last")
     listed = order.tolist() if isinstance(order, Tensor) else list(order)
     if sorted(listed) != list(range(features)):
         raise ValueError(f"MADE: order is {listed}, wanted each of 0 to {features - 1} once")
