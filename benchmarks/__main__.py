@@ -29,6 +29,9 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)}; none for all")
+    parser.add_argument(
+        "--cells", default="", metavar="TEXT", help="only cells with this in their name; nothing is kept"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1.0, help="of repetitions for each contestant in each cell")
     parser.add_argument("--quick", action="store_true", help="leave out what takes many seconds")
@@ -39,8 +42,8 @@ def main() -> None:
     unknown = [name for name in options.workloads if name not in WORKLOADS]
     if unknown:
         parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
-    if options.tiny and (options.write or options.saved):
-        parser.error("--tiny keeps and writes nothing")
+    if (options.tiny or options.cells) and (options.write or options.saved):
+        parser.error("--tiny and --cells keep and write nothing")
 
     contract = Contract(options.tiny, options.quick, options.seconds, threads=options.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
@@ -53,8 +56,8 @@ def main() -> None:
         else:
             # A process of its own: neither the compiler's state nor what one library does to torch meets the next.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                result = pool.apply(run, (workload, contract))
-            if not options.tiny:
+                result = pool.apply(run, (workload, contract, options.cells))
+            if not options.tiny and not options.cells:
                 report.save(result)
         if result is not None:
             results.append(result)

@@ -30,12 +30,14 @@ class Contestant:
         error: how far the result of `run` lies from the truth; None where another row says it.
         tolerance: the largest error that is no mistake; None for the cell's.
         held: what builds the graph of a training step; its memory held for backward is measured.
+        examples: in a batch; that memory is for one of them.
     """
 
     run: Callable[[], Any]
     error: Callable[[Any], float] | None = None
     tolerance: float | None = None
     held: Callable[[], Any] | None = None
+    examples: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _first_runs(runner: _Runner, cell: Cell, contract: Contract) -> None:
         if cell.memory:
             result["peak_bytes"] = allocated(contestant.run)[0]
         if contestant.held is not None:
-            result["held_bytes"] = allocated(contestant.held)[1]
+            result["held_bytes"] = allocated(contestant.held)[1] / contestant.examples
     except Exception as problem:  # a library that fails is a result too
         result["failed"] = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"[:200]
         return
@@ -183,6 +185,5 @@ def relative(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
 
 
 def compiled(function: Callable[..., Any], contract: Contract) -> Callable[..., Any]:
-    """`function` by `torch.compile`, in one graph for each size; in the tests without the compiler's last stage."""
-    backend = "aot_eager" if contract.tiny else "inductor"
-    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+    """`function` by `torch.compile`, in one graph for each size; in the tests of sizes that are tiny, as it is."""
+    return function if contract.tiny else torch.compile(function, dynamic=False, fullgraph=True)

@@ -45,7 +45,7 @@ def tables(result: dict[str, Any]) -> str:
     columns = _columns(cells)
     parts = [page.table(["ms", *columns, *_ratio_names(columns)], (_times(cell, columns) for cell in cells))]
     parts.append(page.table(["error", *columns, "allowed"], (_errors(cell, columns) for cell in cells)))
-    for key, name in (("peak_bytes", "peak, MiB"), ("held_bytes", "held for backward, MiB")):
+    for key, name in (("peak_bytes", "peak, MiB"), ("held_bytes", "held for backward, MiB an example")):
         rows = [_memory(cell, columns, key) for cell in cells if any(key in r for r in cell["contestants"].values())]
         if rows:
             parts.append(page.table([name, *columns], rows))

@@ -22,13 +22,15 @@ WORKLOADS = ("mix_logistic", "spline", "autoregressive", "glow", "flowpp", "grow
 PEERS = {"zuko": "zuko", "nflows": "nflows", "normflows": "normflows", "FrEIA": "FrEIA", "pyro-ppl": "Pyro"}
 
 
-def run(workload: str, contract: Contract) -> dict[str, Any]:
-    """Measure all cells of a workload, in this process."""
+def run(workload: str, contract: Contract, chosen: str = "") -> dict[str, Any]:
+    """Measure the cells of a workload that have `chosen` in their name, in this process."""
     torch.set_num_threads(contract.threads)
     torch._dynamo.config.recompile_limit = 100  # every contestant and size is a graph of its own
     module = importlib.import_module(f"benchmarks.{workload}")
     cells = []
     for cell in module.cells(contract):
+        if chosen not in cell.name:
+            continue
         cells.append(measure(cell, contract))
         print(f"  {workload}: {cell.name}", file=sys.stderr, flush=True)
     return {"workload": workload, "title": module.TITLE, "machine": machine(contract), "cells": cells}
