@@ -39,7 +39,7 @@ def on_page_content(html, *, page, config, files):
 
     def drawing(match):
         svg = (Path(config.docs_dir) / "assets" / "drawings" / f"{match['name']}.svg").read_text()
-        return svg.replace("<svg ", f'<svg role="img" aria-label="{match["alt"]}" class="drawing" ', 1)
+        return '<div class="drawing">' + svg.replace("<svg ", f'<svg role="img" aria-label="{match["alt"]}" ', 1) + "</div>"
 
     return re.sub(r'<img alt="(?P<alt>[^"]*)" src="[^"]*assets/drawings/(?P<name>\w+)\.svg" ?/?>', drawing, html)
 
