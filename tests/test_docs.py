@@ -40,7 +40,9 @@ def imported(code):
         yield from (name.split(".")[0] for name in names)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_blocks_of_a_page_run_one_after_another(page, tmp_path):
     code = "\n".join(blocks(page, "python"))
     for name in {*imported(code)} & {*OPTIONAL}:
