@@ -137,7 +137,8 @@ class Watched:
         self.page, self.faults = browser.new_page(viewport={"width": width, "height": 900}), []
         self.page.on("request", lambda r: r.url.startswith((home, "data:", "blob:")) or self.faults.append(r.url))
         self.page.on("response", lambda r: r.status < 400 or self.faults.append(f"{r.status} {r.url}"))
-        self.page.on("requestfailed", lambda r: self.faults.append(f"failed: {r.url}"))
+        # What is still on its way when the page is left is aborted, and no fault.
+        self.page.on("requestfailed", lambda r: "ABORTED" in str(r.failure) or self.faults.append(f"failed: {r.url}"))
         self.page.on("console", lambda m: m.type != "error" or self.faults.append(m.text))
         self.page.on("pageerror", lambda e: self.faults.append(str(e)))
 
