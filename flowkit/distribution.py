@@ -28,6 +28,15 @@ class Distribution(nn.Module, ABC):
         context_ndim: how many rightmost dims of a context are its event (0 labels, 1 vectors, 3 images);
             None if the distribution takes no context.
         has_rsample: whether samples carry gradients to the parameters.
+
+    Shapes:
+        x: (*batch, *event_shape); context: (*batch, *its event), which broadcasts; log_prob: (*batch).
+        samples: sample_shape + context batch + event_shape.
+
+    Raises:
+        ShapeError: if x, the context or a sample shape does not fit.
+        DomainError: for another floating dtype than that of the parameters.
+        TypeError: for what is no tensor.
     """
 
     event_shape: torch.Size

@@ -23,18 +23,20 @@ from flowkit.functional.rootfind import solve_increasing
 __all__ = ["Sums", "fused_backward", "fused_forward", "fused_solve", "tiled_backward", "tiled_forward", "tiled_solve"]
 
 _ITERATIONS = 100  # a limit: iterations stop by themselves
-_TILE = 98304  # components per tile and thread: few enough to stay in the cache, enough to make up for 50 calls
+_TILE = 131072  # components per tile and thread: few enough to stay in the cache, enough to make up for 40 calls
+_MANY = 0.3  # of the elements of a tile: to do all of them in log space is faster than to gather some
+_LOG2_E = 1 / math.log(2)
 _CUT = {torch.float32: 60.0, torch.float64: 600.0}  # exp(-cut) is a normal number: denormal ones take 100 times as long
 
 
 class _Mixture(NamedTuple):
     """What is computed once for many elements: shape (K, *S), and (*S) for the last."""
 
-    logits: Tensor  # the largest is 0
-    weights: Tensor  # exp(logits)
+    logits: Tensor  # the largest is 0; in octaves: powers of 2
+    weights: Tensor  # 2^logits
     means: Tensor
     log_scales: Tensor
-    rates: Tensor  # exp(-log_scales)
+    rates: Tensor  # exp(-log_scales), in octaves
     negligible: Tensor  # densities below this may consist of what the cut let in
 
 
@@ -50,10 +52,9 @@ def tiled_forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Sums]
     """y, log dy/dx and the sums, tile by tile."""
     y, log_derivative, sums = torch.empty_like(x), torch.empty_like(x), Sums(*(torch.empty_like(x) for _ in range(3)))
     for tile in _tiles(x.shape, parameters[0].shape[-1]):
-        here, mixture = x[tile], _mixture_of(tile, parameters)
-        found = _evaluate(here.reshape(-1), mixture)
+        found = _evaluate(x[tile], _mixture_of(tile, parameters))
         for whole, part in zip((y, log_derivative, *sums), (*found[:2], *found[2]), strict=True):
-            whole[tile] = part.view(here.shape)
+            whole[tile] = part
     return y, log_derivative, sums
 
 
@@ -61,22 +62,20 @@ def tiled_backward(
     grad_y: Tensor, grad_log: Tensor, sums: Sums, x: Tensor, *parameters: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and of the parameters, tile by tile."""
-    grads = tuple(torch.empty_like(t) for t in (x, *parameters))
+    grads = [torch.empty_like(t) for t in (x, *parameters)]
     for tile in _tiles(x.shape, parameters[0].shape[-1]):
-        mixture = _mixture_of(tile, parameters)
-        on_y, on_log, here, *of_tile = (t[tile].reshape(-1) for t in (grad_y, grad_log, x, *sums))
-        grad_x, *parts = _differentiate(on_y, on_log, here, mixture, Sums(*of_tile))
-        grads[0][tile] = grad_x.view(x[tile].shape)
-        for whole, part in zip(grads[1:], parts, strict=True):
-            whole[tile].movedim(-1, 0).copy_(part.view(-1, *x[tile].shape))
-    return grads  # type: ignore[return-value]
+        on_x, *on_parameters = (t[tile] for t in grads)
+        into = (on_x, *(t.movedim(-1, 0) for t in on_parameters))
+        on_y, on_log, here, *of_tile = (t[tile] for t in (grad_y, grad_log, x, *sums))
+        _differentiate(on_y, on_log, here, _mixture_of(tile, parameters), Sums(*of_tile), into)
+    return tuple(grads)  # type: ignore[return-value]
 
 
 def tiled_solve(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     """x and log dx/dy, tile by tile; what has converged is dropped on the way."""
     x, log_derivative = torch.empty_like(y), torch.empty_like(y)
     for tile in _tiles(y.shape, parameters[0].shape[-1]):
-        here, mixture = y[tile], _mixture_of(tile, parameters)
+        here, mixture = y[tile], _flat(_mixture_of(tile, parameters))
         target = here.reshape(-1)
         root, log_slope = solve_increasing(
             lambda guess, *left: _evaluate(guess, _Mixture(*left))[:2],
@@ -180,18 +179,31 @@ def _tiles(shape: torch.Size, components: int) -> Iterator[tuple[slice, ...]]:
 
 
 def _mixture_of(tile: tuple[slice, ...], parameters: tuple[Tensor, ...]) -> _Mixture:
-    """The mixtures of the N elements of a tile."""
-    logits, means, log_scales = (t[tile].movedim(-1, 0).reshape(t.shape[-1], -1).contiguous() for t in parameters)
+    """The mixtures of a tile: the parameters as they lie, unless components lie side by side."""
+    views = (t[tile].movedim(-1, 0) for t in parameters)
+    logits, means, log_scales = (t.contiguous() if t.stride(0) == 1 else t for t in views)
     return _mixture(logits - logits.amax(0), means, log_scales)
 
 
 def _mixture(logits: Tensor, means: Tensor, log_scales: Tensor) -> _Mixture:
     """What is computed once, from parameters of shape (K, *S); the largest of the logits is 0."""
-    weights = logits.clamp(min=-_CUT[logits.dtype]).exp_()
-    rates = log_scales.neg().exp_()
+    logits = logits * _LOG2_E
+    weights = logits.clamp(min=-_CUT[logits.dtype] * _LOG2_E).exp2_()
+    rates = _exp_of_minus(log_scales).mul_(_LOG2_E)
     numbers = torch.finfo(logits.dtype)
     negligible = (_floor(logits) * rates.amax(0)).clamp_(min=numbers.tiny / numbers.eps)
     return _Mixture(logits, weights, means, log_scales, rates, negligible)
+
+
+def _exp_of_minus(x: Tensor) -> Tensor:
+    """e^-x within two units in the last place, by exp2: exp may be that of MKL, which takes four times as long on AMD."""
+    if torch.compiler.is_compiling():
+        return x.neg().exp()
+    octaves = x * -_LOG2_E
+    power = octaves.exp2()
+    # Minus what rounding took from the octaves: PyTorch adds a multiple in one rounding.
+    rest = torch.add(x, octaves, alpha=1 / _LOG2_E)
+    return power.addcmul_(power, rest, value=-1)
 
 
 def _floor(logits: Tensor) -> float:
@@ -199,47 +211,57 @@ def _floor(logits: Tensor) -> float:
     return 2 * len(logits) * math.exp(-_CUT[logits.dtype]) / torch.finfo(logits.dtype).eps
 
 
+def _flat(mixture: _Mixture) -> _Mixture:
+    """The mixtures of N elements in one row."""
+    return _Mixture(*(t.flatten(1).contiguous() for t in mixture[:-1]), mixture.negligible.flatten())
+
+
 def _select(mixture: _Mixture, index: Tensor) -> _Mixture:
-    return _Mixture(*(t.index_select(-1, index) for t in mixture))
+    return _Mixture(*(t.index_select(-1, index) for t in _flat(mixture)))
 
 
 def _start(y: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = mixture.weights / mixture.weights.sum(0)
-    return quantile_bracket(y, weights, mixture.means, mixture.log_scales.exp(), dim=0)
+    return quantile_bracket(y, weights, mixture.means, _LOG2_E / mixture.rates, dim=0)
 
 
-def _linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor]:
-    """sigmoid(-z) and the terms of F and S, but for a factor; three exponentials with the mixture's own two."""
-    cut = _CUT[x.dtype]
-    odds = (x - mixture.means).mul_(mixture.rates).clamp_(-cut, cut).exp_()
+def _linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x - mean, sigmoid(-z) and the terms of F and S, but for a factor; three exponentials with the mixture's two."""
+    cut = _CUT[x.dtype] * _LOG2_E
+    offset = x - mixture.means
+    odds = (offset * mixture.rates).clamp_(-cut, cut).exp2_()
     sigmoid_above = (odds + 1).reciprocal_()
     upper = mixture.weights * sigmoid_above
     lower = odds.mul_(upper)
-    return sigmoid_above, lower, upper
+    return offset, sigmoid_above, lower, upper
 
 
 def _evaluate_linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Sums]:
     """y and log dy/dx, right where the sums say so."""
-    sigmoid_above, lower, upper = _linear(x, mixture)
+    _, sigmoid_above, lower, upper = _linear(x, mixture)
     below, above, slope = lower.sum(0), upper.sum(0), sigmoid_above.mul_(lower).mul_(mixture.rates).sum(0)
-    y, log_derivative = (below / above).log_(), (slope / below + slope / above).log_()
     inside = (torch.minimum(below, above) > _floor(mixture.logits)) & (slope > mixture.negligible)
+    slope = slope / _LOG2_E
+    y, log_derivative = (below / above).log_(), (slope / below + slope / above).log_()
     return y, log_derivative, Sums(below, above, slope.masked_fill_(~inside, 0))
 
 
 def _evaluate(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Sums]:
-    """y and log dy/dx of N elements, in linear space where it has the digits."""
+    """y and log dy/dx, in linear space where it has the digits."""
     y, log_derivative, sums = _evaluate_linear(x, mixture)
-    outside = _outside(sums)
-    if len(outside):
-        again = _evaluate_log(x[outside], _select(mixture, outside))
-        y, log_derivative = y.index_copy_(0, outside, again[0]), log_derivative.index_copy_(0, outside, again[1])
+    outside = sums.slope == 0
+    count = int(outside.count_nonzero())
+    if count > _MANY * outside.numel():
+        y, log_derivative = _evaluate_log(x, mixture)
+    elif count:
+        again = _evaluate_log(x[outside], _select(mixture, _places(outside)))
+        y[outside], log_derivative[outside] = again
     return y, log_derivative, sums
 
 
-def _outside(sums: Sums) -> Tensor:
-    """Indices of the elements whose digits linear space does not hold."""
-    return (sums.slope == 0).nonzero().squeeze(-1)
+def _places(mask: Tensor) -> Tensor:
+    """Indices into the flattened mask, in the order in which it selects."""
+    return mask.flatten().nonzero().squeeze(-1)
 
 
 class _Logarithmic(NamedTuple):
@@ -256,25 +278,25 @@ class _Logarithmic(NamedTuple):
 
 
 def _logarithmic(x: Tensor, mixture: _Mixture) -> _Logarithmic:
-    cut, limit = _CUT[x.dtype], largest(x.dtype)
-    z = (x - mixture.means).mul_(mixture.rates).clamp_(-limit, limit)
+    cut, limit = _CUT[x.dtype] * _LOG2_E, largest(x.dtype)
+    logits, z = mixture.logits, (x - mixture.means).mul_(mixture.rates).clamp_(-limit, limit)
     distance = z.abs()
-    smaller = distance.neg().clamp_(min=-cut).exp_()
+    smaller = distance.neg().clamp_(min=-cut).exp2_()
     larger = (smaller + 1).reciprocal_()
     smaller.mul_(larger)
     right = z > 0
     terms, shifts = [], []
     for exponents, power in (
-        (mixture.logits + z.clamp(max=0), 1),
-        (mixture.logits - z.clamp_(min=0), 1),
-        ((mixture.logits - mixture.log_scales).sub_(distance), 2),
+        (logits + z.clamp(max=0), 1),
+        (logits - z.clamp_(min=0), 1),
+        (torch.sub(logits, mixture.log_scales, alpha=_LOG2_E).sub_(distance), 2),
     ):
         shift = exponents.amax(0)
-        term = exponents.sub_(shift).clamp_(min=-cut).exp_()
+        term = exponents.sub_(shift).clamp_(min=-cut).exp2_()
         for _ in range(power):
             term.mul_(larger)
         terms.append(term)
-        shifts.append(shift)
+        shifts.append(shift / _LOG2_E)
     return _Logarithmic(torch.where(right, larger, smaller), torch.where(right, smaller, larger), *terms, *shifts)
 
 
@@ -287,50 +309,61 @@ def _evaluate_log(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor]:
     # in a gap between sharp components no hazard is left, and the logarithms are small enough to be subtracted
     log_density = terms.density_shift + terms.density.sum(0).log_()
     in_gap = log_density + torch.logaddexp(-terms.lower_shift - below.log_(), -terms.upper_shift - above.log_())
-    return y, torch.where(slope > mixture.negligible, slope.log(), in_gap)
+    return y, torch.where(slope > mixture.negligible, (slope / _LOG2_E).log(), in_gap)
 
 
-def _differentiate(grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, sums: Sums) -> tuple[Tensor, ...]:
-    """Gradients of grad_y * y + grad_log * log dy/dx for N elements, in linear space where it has the digits."""
-    grads = _differentiate_linear(grad_y, grad_log, x, mixture, sums)
-    outside = _outside(sums)
-    if len(outside):
-        again = _differentiate_log(grad_y[outside], grad_log[outside], x[outside], _select(mixture, outside))
-        for whole, part in zip(grads, again, strict=True):
-            whole.index_copy_(-1, outside, part)
-    return grads
+def _differentiate(
+    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, sums: Sums, into: tuple[Tensor, ...]
+) -> None:
+    """Write gradients of grad_y * y + grad_log * log dy/dx, found in linear space where it has the digits."""
+    outside = sums.slope == 0
+    count = int(outside.count_nonzero())
+    if count > _MANY * outside.numel():
+        _differentiate_log(grad_y, grad_log, x, mixture, into)
+        return
+    _differentiate_linear(grad_y, grad_log, x, mixture, sums, into)
+    if count:
+        again = _differentiate_log(
+            grad_y[outside], grad_log[outside], x[outside], _select(mixture, _places(outside))
+        )
+        for whole, part in zip(into, again, strict=True):
+            whole[..., outside] = part
 
 
 def _differentiate_linear(
-    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, sums: Sums
+    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, sums: Sums, into: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
     below, above, slope = sums
-    sigmoid_above, lower, upper = _linear(x, mixture)
+    on_x, on_logits, on_means, on_log_scales = into or (None,) * 4
+    offset, sigmoid_above, lower, upper = _linear(x, mixture)
     sigmoid_above.mul_(mixture.rates)
     density = lower * sigmoid_above
-    by_below, by_above = (grad_y - grad_log) / below, (grad_y + grad_log) / above
-    on_density = density * (grad_log / slope)
-    grad_x = density.mul_(by_below + by_above)
-    grad_x.addcmul_(on_density, sigmoid_above.mul_(2).sub_(mixture.rates))
-    # F + S = 1: below + above is the sum of the weights
+    by_below, by_above, by_slope = (grad_y - grad_log) / below, (grad_y + grad_log) / above, grad_log / slope
+    # F + S = 1: below + above is the sum of the weights, and lower + upper each of them
     share = grad_log / (below + above)
-    return _collect(grad_x, on_density, lower.mul_(by_below), upper.mul_(by_above), share, x, mixture)
+    per_density = torch.addcmul(
+        (by_below + by_above) / -_LOG2_E, torch.sub(mixture.rates, sigmoid_above, alpha=2), by_slope, value=_LOG2_E**-2
+    )
+    grad_means = torch.mul(density, per_density, out=on_means)
+    on_density = density.mul_(by_slope / _LOG2_E)
+    grad_logits = lower.mul_(by_below + share).addcmul_(upper, by_above - share, value=-1)
+    grad_logits = torch.add(grad_logits, on_density, out=on_logits)
+    grad_log_scales = torch.sub(offset.mul_(grad_means), on_density, out=on_log_scales)
+    return torch.neg(grad_means.sum(0), out=on_x), grad_logits, grad_means, grad_log_scales
 
 
-def _differentiate_log(grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture) -> tuple[Tensor, ...]:
+def _differentiate_log(
+    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, into: tuple[Tensor, ...] | None = None
+) -> tuple[Tensor, ...]:
+    on_x, on_logits, on_means, on_log_scales = into or (None,) * 4
     terms = _logarithmic(x, mixture)
     on_lower = terms.lower.mul_((grad_y - grad_log) / terms.lower.sum(0))
     on_upper = terms.upper.mul_((grad_y + grad_log) / terms.upper.sum(0))
     on_density = terms.density.mul_(grad_log / terms.density.sum(0))
-    grad_x = (on_lower + on_density).mul_(terms.sigmoid_above)
-    grad_x.addcmul_(on_upper - on_density, terms.sigmoid_below).mul_(mixture.rates)
-    return _collect(grad_x, on_density, on_lower, on_upper, grad_log / mixture.weights.sum(0), x, mixture)
-
-
-def _collect(
-    grad_x: Tensor, on_density: Tensor, on_lower: Tensor, on_upper: Tensor, share: Tensor, x: Tensor, mixture: _Mixture
-) -> tuple[Tensor, ...]:
-    """Gradients of x, logits, means and log_scales from the components' shares of them; overwrites its arguments."""
-    grad_logits = on_lower.sub_(on_upper).add_(on_density).addcmul_(mixture.weights, share)
-    grad_log_scales = (x - mixture.means).mul_(grad_x).add_(on_density).neg_()
-    return grad_x.sum(0), grad_logits, grad_x.neg_(), grad_log_scales
+    grad_means = (on_lower + on_density).mul_(terms.sigmoid_above)
+    grad_means.addcmul_(on_upper - on_density, terms.sigmoid_below)
+    grad_means = torch.mul(grad_means, mixture.rates / -_LOG2_E, out=on_means)
+    grad_logits = on_lower.sub_(on_upper).add_(on_density)
+    grad_logits = torch.addcmul(grad_logits, mixture.weights, grad_log / mixture.weights.sum(0), out=on_logits)
+    grad_log_scales = torch.sub((x - mixture.means).mul_(grad_means), on_density, out=on_log_scales)
+    return torch.neg(grad_means.sum(0), out=on_x), grad_logits, grad_means, grad_log_scales

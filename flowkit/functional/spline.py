@@ -81,6 +81,9 @@ def rational_quadratic_spline(
         ShapeError: a parameter does not have the shape above.
         DomainError: an argument is not float32 or float64, or has another dtype than x.
         ValueError: for other tails, or an interval or a minimum that leaves no bins.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032.
     """
     _check("x", x, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
     inner, turns = _enter(x, lower, upper, tails)
@@ -124,6 +127,9 @@ def rational_quadratic_spline_inverse(
 
     Raises:
         ShapeError, DomainError, ValueError: as above.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032.
     """
     _check("z", z, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
     inner, turns = _enter(z, lower, upper, tails)

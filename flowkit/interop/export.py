@@ -63,6 +63,7 @@ def export_from_latent(flow: Flow, context: Tensor | None = None) -> ExportedPro
 
     Raises:
         ShapeError: if the context does not fit.
+        TypeError: for what is no `Flow`.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkit.arguments import finite
 from flowkit.functional.precision import log_term_dtype
 from flowkit.transform import Map
 
@@ -39,7 +40,7 @@ class Affine(Map):
 
     def __init__(self, log_scale_bound: float | None = None) -> None:
         super().__init__()
-        if log_scale_bound is not None and not log_scale_bound > 0:
+        if log_scale_bound is not None and not finite("Affine", "log_scale_bound", log_scale_bound) > 0:
             raise ValueError(f"Affine: log_scale_bound is {log_scale_bound}, wanted above 0 or None")
         self.log_scale_bound = log_scale_bound
 

@@ -42,6 +42,7 @@ class ZeroConv2d(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x: (batch, outputs, H, W)."""
         response = F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
         return response * (self.rate * self.log_gain).exp()[:, None, None]
 
@@ -59,6 +60,7 @@ class HalfNet(nn.Module):
         self.embed = nn.Linear(context, filters) if context else None
 
     def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:
+        """The parameters of the other half, (*batch, C, h, w, out)."""
         if tuple(half.shape[-3:]) != self.shape:
             raise ShapeError(f"{type(self).__name__}: half has shape {tuple(half.shape)}, wanted {batched(self.shape)}")
         batch = half.shape[:-3]

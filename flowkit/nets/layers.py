@@ -21,9 +21,14 @@ def gate(x: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself."""
+    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself.
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer normalization", 2016, https://arxiv.org/abs/1607.06450.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each pixel of x (batch, channels, H, W) normalized over its channels, and scaled."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -74,6 +79,7 @@ class Conv2d(nn.Module):
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x: (batch, outputs, H, W)."""
         return self._respond(x, self.bias)
 
     @torch.no_grad()
