@@ -67,6 +67,7 @@ def notebooks():
 
 def notebook_pages():
     """Each notebook as a page, with the outputs it was saved with; its pictures lie beside it."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
     made = {"notebooks/index.md": (ROOT / "notebooks" / "README.md").read_text().replace(".ipynb)", ".md)")}
@@ -74,9 +75,12 @@ def notebook_pages():
         made["notebooks/index.md"] = "# Notebooks\n\n" + made["notebooks/index.md"]
     for path in notebooks():
         name = path.stem
-        page, resources = MarkdownExporter().from_filename(
-            str(path), {"output_files_dir": f"{name}_files", "unique_key": name}
-        )
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:  # warnings and progress bars are for whoever runs it
+            if cell.cell_type == "code":
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        files = {"output_files_dir": f"{name}_files", "unique_key": name}
+        page, resources = MarkdownExporter().from_notebook_node(notebook, files)
         # From notebooks/ of the repository to that of the site.
         page = page.replace("](../docs/", "](../").replace(".ipynb)", ".md)")
         made[f"notebooks/{name}.md"] = page

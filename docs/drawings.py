@@ -264,16 +264,19 @@ def dequantization():
 
 def bounds():
     def at(bits):
-        return 60 + (bits - 1.6) * 380
+        return 200 + (bits - 1.7) * 340
 
-    marks = [(3.102, "uniform noise", LATENT, 54), (1.900, "learned noise, one draw", NET, 54), (1.788, "learned, 128 draws", DATA, 94)]
+    marks = [
+        (3.102, "uniform noise", LATENT, 54, "end"),
+        (1.900, "learned noise, one draw", NET, 54, "start"),
+        (1.788, "learned, 128 draws", DATA, 94, "end"),
+    ]
     parts = [arrow((30, 130), (700, 130)), text(690, 152, "bits/dim", anchor="end", size=13)]
-    parts += [line((at(1.70), 112), (at(1.70), 148), dash="4 3"), text(at(1.70), 168, "−log₂ P(x) / D: not known", anchor="start", size=13)]
-    for bits, name, colour, y in marks:
-        anchor = "end" if bits > 3 else "start"
-        shift = -8 if bits > 3 else 8
+    parts += [line((at(1.70), 112), (at(1.70), 148), dash="4 3")]
+    parts += [text(at(1.70), 168, "−log₂ P(x) / D: not known", size=13)]
+    for bits, name, colour, y, anchor in marks:
         parts += [line((at(bits), y - 14), (at(bits), 138), stroke=colour, width=2)]
-        parts += [text(at(bits) + shift, y, f"{name}: {bits:.3f}", anchor=anchor, fill=colour)]
+        parts += [text(at(bits) + (8 if anchor == "start" else -8), y, f"{name}: {bits:.3f}", anchor=anchor, fill=colour)]
     return 720, 184, parts
 
 
