@@ -156,7 +156,7 @@ def test_pages_are_whole_in_a_browser(site, address, browser, width):
         faults += page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
         faults += page.evaluate("[...document.querySelectorAll('.katex-error')].map(e => e.textContent)")
         faults += page.evaluate(
-            "[...document.querySelectorAll('.arithmatex')].filter(e => !e.querySelector('.katex')).map(e => e.textContent)"
+            "[...document.querySelectorAll('.arithmatex:not(:has(.katex))')].map(e => e.textContent)"
         )
         formulas += page.evaluate("document.querySelectorAll('.katex-html').length")
         over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
