@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A fence may be indented, as under a tab. `python` runs; `py` does not, and a comment before it says why.
 FENCE = re.compile(
-    r"(?:^(?P<why><!-- not run: .+? -->)\n\n)?^(?P<indent> *)```(?P<kind>python|py|sh)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
+    r"(?:^(?P<why><!-- not run: .+? -->)\n\n)?"
+    r"^(?P<indent> *)```(?P<kind>python|py|sh)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 FENCES = {page: [match.groupdict() for match in FENCE.finditer(page.read_text())] for page in PAGES}
@@ -40,7 +41,9 @@ def imported(code):
         yield from (name.split(".")[0] for name in names)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_blocks_of_a_page_run_one_after_another(page, tmp_path):
     code = "\n".join(blocks(page, "python"))
     for name in {*imported(code)} & {*OPTIONAL}:
