@@ -50,13 +50,13 @@ def run(path: Path, *, small: bool) -> nbformat.NotebookNode:
         cell.id, cell.metadata = f"cell-{number:02d}", {}
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                output.data["image/png"] = in_64_colors(output.data["image/png"])
+                output.data["image/png"] = in_128_colors(output.data["image/png"])
     return notebook
 
 
-def in_64_colors(png: str) -> str:
-    """A picture in base64, as another of a quarter of the size that looks the same."""
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+def in_128_colors(png: str) -> str:
+    """A picture in base64, as another of a third of the size that looks the same."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     picture.save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -11,7 +11,7 @@ __all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate"]
 
 def concat_elu(x: Tensor) -> Tensor:
     """ELU of [x, -x], joined over channels: (batch, C, H, W) to (batch, 2C, H, W)."""
-    return F.elu(torch.cat([x, -x], dim=1))
+    return F.elu_(torch.cat([x, -x], dim=1))  # in place: backward keeps one tensor of this size and not two
 
 
 def gate(x: Tensor) -> Tensor:
