@@ -1,6 +1,6 @@
 """Times contestants in turn, with the error of what each computed beside the time.
 
-A cell is one operation at one size. Its contestants run one after another, round and round, so that what else the
+A cell is one operation at one size. Its contestants run in turn, each round in another order, so that what else the
 machine does meets all of them. One thread is timed in CPU time, which a busy machine disturbs little; several threads
 are timed by the clock on the wall.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,9 @@ def measure(cell: Cell, contract: Contract) -> dict[str, Any]:
     runners = {name: _Runner(contestant) for name, contestant in cell.contestants.items()}
     for runner in runners.values():
         _first_runs(runner, cell, contract)
+    shuffle = random.Random(0).shuffle
     while waiting := [runner for runner in runners.values() if len(runner.times) < runner.wanted]:
+        shuffle(waiting)  # what ran just before leaves caches behind, and the allocator in some state
         for runner in waiting:
             runner.times.append(_timed(runner.contestant.run, contract))
     return {

@@ -44,7 +44,7 @@ class ZeroConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Into the weight, which is smaller than the response.
         gain = (self.rate * self.log_gain).exp()
-        weight, bias = self.weight * gain[:, None, None, None], self.bias * gain
+        weight, bias = self.weight * gain.reshape(-1, 1, 1, 1), self.bias * gain
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def extra_repr(self) -> str:

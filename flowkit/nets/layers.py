@@ -65,9 +65,9 @@ class Conv2d(nn.Module):
     def _effective_weight(self) -> Tensor:
         if self.gain is None:
             return self.weight
-        squared = self.direction.square().sum((1, 2, 3), keepdim=True)
-        # The reference's floor under the squared norm, there for a direction of zeros.
-        return self.direction * (self.gain[:, None, None, None] * squared.clamp(min=1e-12).rsqrt())
+        # The reference's floor of 1e-12 under the squared norm, there for a direction of zeros.
+        norm = torch.linalg.vector_norm(self.direction, dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        return self.direction * (self.gain.reshape(-1, 1, 1, 1) / norm)
 
     def _respond(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self._effective_weight()
