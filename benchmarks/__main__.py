@@ -3,7 +3,7 @@
     python -m benchmarks                       # all workloads: tables on the screen, results kept
     python -m benchmarks spline glow           # some of them
     python -m benchmarks --threads 2           # two threads, timed by the clock on the wall
-    python -m benchmarks --quick               # leaves out what takes many seconds
+    python -m benchmarks --quick               # fewer repetitions, and not what takes many seconds
     python -m benchmarks --write               # and puts tables and plots into docs/performance.md
     python -m benchmarks --write --saved       # from the results kept, without measuring
     python -m benchmarks --tiny                # the sizes of the tests: to see that everything runs
@@ -34,8 +34,10 @@ def main() -> None:
         "--cells", default="", metavar="TEXT", help="only cells with this in their name; nothing is kept"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of repetitions for each contestant in each cell")
-    parser.add_argument("--quick", action="store_true", help="leave out what takes many seconds")
+    parser.add_argument(
+        "--seconds", type=float, help="of repetitions for each contestant in each cell; 1, or with --quick 0.4"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, and not what takes many seconds")
     parser.add_argument("--tiny", action="store_true", help="the sizes of the tests")
     parser.add_argument("--results", type=Path, help=f"folder that keeps results; of whole runs, {report.SAVED}")
     parser.add_argument("--saved", action="store_true", help="measure nothing, take the results kept")
@@ -51,7 +53,8 @@ def main() -> None:
     if options.saved and folder is None:
         parser.error("--saved wants --results where results are not of whole runs")
 
-    contract = Contract(options.tiny, options.quick, options.seconds, threads=options.threads)
+    seconds = options.seconds or (0.4 if options.quick else 1.0)
+    contract = Contract(options.tiny, options.quick, seconds, threads=options.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, tells of every start

@@ -64,7 +64,7 @@ class Contract:
 
     Attributes:
         tiny: whether sizes are those of the tests, which only see that everything runs.
-        quick: whether what takes many seconds is left out.
+        quick: whether what takes many seconds, to run or to compile, is left out where little depends on it.
         seconds: spent on the repetitions of one contestant in one cell.
         repeats: the most repetitions.
         threads: of torch; with one, times are CPU times.
@@ -125,9 +125,9 @@ def _first_runs(runner: _Runner, cell: Cell, contract: Contract) -> None:
         result["failed"] = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"[:200]
         return
     runner.wanted = max(3, min(contract.repeats, int(contract.seconds / max(first, 1e-6))))
-    if first > 2 * contract.seconds:
-        runner.times.append(first)  # so slow that warming up made no difference
-        runner.wanted = 2 if contract.quick or first > 8 * contract.seconds else 3
+    if first > 2 * contract.seconds:  # so slow that warming up made no difference
+        runner.times.append(first)
+        runner.wanted = 1 if first > 5 else 2 if contract.quick else 3
     if contract.tiny:
         runner.wanted = 2
 
