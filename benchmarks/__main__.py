@@ -3,7 +3,7 @@
     python -m benchmarks                       # all workloads: tables on the screen, results kept
     python -m benchmarks spline glow           # some of them
     python -m benchmarks --threads 2           # two threads, timed by the clock on the wall
-    python -m benchmarks --quick               # leaves out what takes many seconds
+    python -m benchmarks --quick               # fewer repetitions, and not what takes many seconds
     python -m benchmarks --write               # and puts tables and plots into docs/performance.md
     python -m benchmarks --write --saved       # from the results kept, without measuring
     python -m benchmarks --tiny                # the sizes of the tests: to see that everything runs
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+from pathlib import Path
 
 from benchmarks import report
 from benchmarks.measure import Contract
@@ -33,32 +34,40 @@ def main() -> None:
         "--cells", default="", metavar="TEXT", help="only cells with this in their name; nothing is kept"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of repetitions for each contestant in each cell")
-    parser.add_argument("--quick", action="store_true", help="leave out what takes many seconds")
-    parser.add_argument("--tiny", action="store_true", help="the sizes of the tests; nothing is kept")
+    parser.add_argument(
+        "--seconds", type=float, help="of repetitions for each contestant in each cell; 1, or with --quick 0.4"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, and not what takes many seconds")
+    parser.add_argument("--tiny", action="store_true", help="the sizes of the tests")
+    parser.add_argument("--results", type=Path, help=f"folder that keeps results; of whole runs, {report.SAVED}")
     parser.add_argument("--saved", action="store_true", help="measure nothing, take the results kept")
     parser.add_argument("--write", action="store_true", help="put tables and plots into docs/performance.md")
     options = parser.parse_args()
     unknown = [name for name in options.workloads if name not in WORKLOADS]
     if unknown:
         parser.error(f"no workload {unknown[0]!r}; there are {', '.join(WORKLOADS)}")
-    if (options.tiny or options.cells) and (options.write or options.saved):
-        parser.error("--tiny and --cells keep and write nothing")
+    whole = not options.tiny and not options.cells
+    if options.write and not whole:
+        parser.error("--write puts whole workloads of full size on the page: neither --tiny nor --cells")
+    folder = options.results or (report.SAVED if whole else None)
+    if options.saved and folder is None:
+        parser.error("--saved wants --results where results are not of whole runs")
 
-    contract = Contract(options.tiny, options.quick, options.seconds, threads=options.threads)
+    seconds = options.seconds or (0.4 if options.quick else 1.0)
+    contract = Contract(options.tiny, options.quick, seconds, threads=options.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, tells of every start
     results = []
     for workload in options.workloads or WORKLOADS:
         if options.saved:
-            result = report.load(workload, options.threads)
+            result = report.load(workload, options.threads, folder)
         else:
             # A process of its own: neither the compiler's state nor what one library does to torch meets the next.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 result = pool.apply(run, (workload, contract, options.cells))
-            if not options.tiny and not options.cells:
-                report.save(result)
+            if folder is not None:
+                report.save(result, folder)
         if result is not None:
             results.append(result)
             print(f"## {result['title']}\n\n{report.tables(result)}\n\n{report.taken_with(result)}\n", flush=True)

@@ -1,7 +1,7 @@
 """Trains Flow++ with one of its parts taken out at a time: the ablation of the paper, at a size for a CPU.
 
     python -m benchmarks.ablation --data cifar-10-python.tar.gz            # prints the table
-    python -m benchmarks.ablation --data cifar-10-python.tar.gz --write    # and puts it, and curves, into docs/ablation.md
+    python -m benchmarks.ablation --data cifar-10-python.tar.gz --write    # and puts it and curves into the docs
     python -m benchmarks.ablation --data cifar-10-python.tar.gz --quick    # a few steps, to see that it runs
 
 All variants see the same crops in the same order, have as many parameters as widths allow, and take the same steps
@@ -26,10 +26,10 @@ from torch import Tensor
 
 import flowkit as fk
 from benchmarks import fitting
+from benchmarks.page import DOCS, table, write_between_marks
 from flowkit.train import Settings, evaluate, fit, read_log
 from flowkit.train.data import cifar10
 
-DOCS = Path(__file__).parents[1] / "docs"
 CROP = 16
 COMMON: dict[str, Any] = {
     "shape": (3, CROP, CROP),
@@ -92,9 +92,8 @@ def run(task: tuple[str, int], data: Path, steps: int, draws: int, folder: Path)
         device="cpu",
     )
     trained = fit(flow, train, settings, out=out, progress=False)
-    score = evaluate(
-        trained.flow, test, data_name=f"CIFAR-10, middle {CROP} x {CROP}", split="test", draws=draws, batch=500, model=variant
-    )
+    data_name = f"CIFAR-10, middle {CROP} x {CROP}"
+    score = evaluate(trained.flow, test, data_name=data_name, split="test", draws=draws, batch=500, model=variant)
     made = {"evaluation": asdict(score), "minutes": trained.seconds / 60, "log": read_log(out / "log.jsonl")}
     result.write_text(json.dumps(made))
     return made
@@ -136,10 +135,10 @@ def main() -> None:
         )
 
     columns = ["variant", "parameters", "bits/dim", "more than full", f"bits/dim, {options.draws} draws", "minutes"]
-    table = fitting.table(columns, map(row, VARIANTS))
-    print(table)
+    made = table(columns, map(row, VARIANTS))
+    print(made)
     if options.write:
-        fitting.write_between_marks("ablation", table, page=DOCS / "ablation.md")
+        write_between_marks(DOCS / "ablation.md", "ablation", made)
         axes = fk.plots.training_curves({variant: runs[variant, 0]["log"] for variant in VARIANTS})
         axes.figure.savefig(DOCS / "assets" / "ablation.png", dpi=120, bbox_inches="tight")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -200,6 +201,9 @@ def cells(contract: Contract) -> Iterator[Cell]:
         exact[library] = build(size, steps, filters)
         exact[library].module.load_state_dict(made[library].module.state_dict())
         exact[library].module.double()
+    chain = copy.deepcopy(made["flowkit"].module).to(memory_format=torch.channels_last)
+    made["channels last"] = Steps(chain, chain, lambda z: chain.inverse(z)[0])
+    exact["channels last"] = exact["flowkit"]
 
     def loss(model: Steps, to_latent: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
         z, term = to_latent(x)
@@ -246,9 +250,9 @@ def cells(contract: Contract) -> Iterator[Cell]:
     def everyone(make: Callable[..., Contestant]) -> dict[str, Contestant]:
         own = {
             "flowkit": make("flowkit"),
-            "flowkit, bf16": make("flowkit", half, 0.1),
             "flowkit, compiled": make("flowkit", lambda f: compiled(f, contract)),
-            "flowkit, bf16, compiled": make("flowkit", together, 0.1),
+            "flowkit, bf16": make("channels last", half, 0.1),
+            "flowkit, bf16, compiled": make("channels last", together, 0.1),
         }
         return {**own, **{library: make(library) for library in LIBRARIES if library != "flowkit"}}
 

@@ -1,6 +1,6 @@
 """Times contestants in turn, with the error of what each computed beside the time.
 
-A cell is one operation at one size. Its contestants run one after another, round and round, so that what else the
+A cell is one operation at one size. Its contestants run in turn, each round in another order, so that what else the
 machine does meets all of them. One thread is timed in CPU time, which a busy machine disturbs little; several threads
 are timed by the clock on the wall.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,7 @@ class Contract:
 
     Attributes:
         tiny: whether sizes are those of the tests, which only see that everything runs.
-        quick: whether what takes many seconds is left out.
+        quick: whether what takes many seconds, to run or to compile, is left out where little depends on it.
         seconds: spent on the repetitions of one contestant in one cell.
         repeats: the most repetitions.
         threads: of torch; with one, times are CPU times.
@@ -93,7 +94,9 @@ def measure(cell: Cell, contract: Contract) -> dict[str, Any]:
     runners = {name: _Runner(contestant) for name, contestant in cell.contestants.items()}
     for runner in runners.values():
         _first_runs(runner, cell, contract)
+    shuffle = random.Random(0).shuffle
     while waiting := [runner for runner in runners.values() if len(runner.times) < runner.wanted]:
+        shuffle(waiting)  # what ran just before leaves caches behind, and the allocator in some state
         for runner in waiting:
             runner.times.append(_timed(runner.contestant.run, contract))
     return {
@@ -122,9 +125,9 @@ def _first_runs(runner: _Runner, cell: Cell, contract: Contract) -> None:
         result["failed"] = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"[:200]
         return
     runner.wanted = max(3, min(contract.repeats, int(contract.seconds / max(first, 1e-6))))
-    if first > 2 * contract.seconds:
-        runner.times.append(first)  # so slow that warming up made no difference
-        runner.wanted = 2 if contract.quick or first > 8 * contract.seconds else 3
+    if first > 2 * contract.seconds:  # so slow that warming up made no difference
+        runner.times.append(first)
+        runner.wanted = 1 if first > 5 else 2 if contract.quick else 3
     if contract.tiny:
         runner.wanted = 2
 

@@ -8,27 +8,27 @@ from typing import Any
 
 from benchmarks import page
 
-__all__ = ["draw", "load", "save", "tables", "taken_with", "write_page"]
+__all__ = ["SAVED", "draw", "load", "save", "tables", "taken_with", "write_page"]
 
 SAVED = Path(__file__).parent / "results"
 PAGE = page.DOCS / "performance.md"
 ASSETS = page.DOCS / "assets"
 
 
-def save(result: dict[str, Any]) -> None:
+def save(result: dict[str, Any], folder: Path) -> None:
     """Keep the results of one workload, in place of earlier ones with as many threads."""
-    SAVED.mkdir(exist_ok=True)
-    _place(result["workload"], result["machine"]["threads"]).write_text(json.dumps(result, indent=1) + "\n")
+    folder.mkdir(exist_ok=True)
+    _place(folder, result["workload"], result["machine"]["threads"]).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def load(workload: str, threads: int) -> dict[str, Any] | None:
+def load(workload: str, threads: int, folder: Path) -> dict[str, Any] | None:
     """The results kept for a workload."""
-    place = _place(workload, threads)
+    place = _place(folder, workload, threads)
     return json.loads(place.read_text()) if place.exists() else None
 
 
-def _place(workload: str, threads: int) -> Path:
-    return SAVED / f"{workload}-{threads}.json"
+def _place(folder: Path, workload: str, threads: int) -> Path:
+    return folder / f"{workload}-{threads}.json"
 
 
 def taken_with(result: dict[str, Any]) -> str:

@@ -39,7 +39,8 @@ def on_page_content(html, *, page, config, files):
 
     def drawing(match):
         svg = (Path(config.docs_dir) / "assets" / "drawings" / f"{match['name']}.svg").read_text()
-        return '<div class="drawing">' + svg.replace("<svg ", f'<svg role="img" aria-label="{match["alt"]}" ', 1) + "</div>"
+        svg = svg.replace("<svg ", f'<svg role="img" aria-label="{match["alt"]}" ', 1)
+        return f'<div class="drawing">{svg}</div>'
 
     return re.sub(r'<img alt="(?P<alt>[^"]*)" src="[^"]*assets/drawings/(?P<name>\w+)\.svg" ?/?>', drawing, html)
 
@@ -67,16 +68,22 @@ def notebooks():
 
 def notebook_pages():
     """Each notebook as a page, with the outputs it was saved with; its pictures lie beside it."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
     made = {"notebooks/index.md": (ROOT / "notebooks" / "README.md").read_text().replace(".ipynb)", ".md)")}
     if not made["notebooks/index.md"].startswith("# "):
         made["notebooks/index.md"] = "# Notebooks\n\n" + made["notebooks/index.md"]
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor("nbconvert.preprocessors.CoalesceStreamsPreprocessor", enabled=True)
     for path in notebooks():
         name = path.stem
-        page, resources = MarkdownExporter().from_filename(
-            str(path), {"output_files_dir": f"{name}_files", "unique_key": name}
-        )
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:  # warnings and progress bars are for whoever runs it
+            if cell.cell_type == "code":
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        files = {"output_files_dir": f"{name}_files", "unique_key": name}
+        page, resources = exporter.from_notebook_node(notebook, files)
         # From notebooks/ of the repository to that of the site.
         page = page.replace("](../docs/", "](../").replace(".ipynb)", ".md)")
         made[f"notebooks/{name}.md"] = page
@@ -93,9 +100,9 @@ def zoo():
     lines = [
         "# Model zoo",
         "",
-        "A model of a paper is a function that gives a `Flow`. Weights that come with a card were trained by flowkit itself;",
-        "[trained weights](weights.md) says how to load, fetch and share them, and [reading a card](cards.md) what the",
-        "figures mean.",
+        "A model of a paper is a function that gives a `Flow`. Weights that come with a card were trained by flowkit",
+        "itself; [trained weights](weights.md) says how to load, fetch and share them, and [reading a card](cards.md)",
+        "what the figures mean.",
         "",
         "## Models",
         "",
@@ -124,7 +131,8 @@ def facts(card, weights):
     """What a card says, in the order in which one wants to know it."""
     training, score = card["training"], card["evaluation"] or {}
     yield "model", f"`{card['model']}`, {card['parameters']:,} parameters in {card['dtype']}"
-    yield "files", f"{weights.size / 2**20:.1f} MiB, {'to be fetched' if weights.where == 'remote' else 'in the ' + weights.where}"
+    place = "to be fetched" if weights.where == "remote" else f"in the {weights.where}"
+    yield "files", f"{weights.size / 2**20:.1f} MiB, {place}"
     if "data" in training:
         yield "trained on", training["data"]
     if "split" in training:
@@ -133,10 +141,10 @@ def facts(card, weights):
         yield "held out", f"{score['images']:,} images of {' × '.join(map(str, score['shape']))}"
         kind = "" if score["exact"] else f", {score['draws']} importance samples"
         yield "bits/dim", f"**{score['bits_per_dim']:.3f}** ± {score['standard_error']:.3f}{kind}"
-        if score.get("bits_per_dim_single") is not None:
-            yield "bits/dim, single samples", f"{score['bits_per_dim_single']:.3f} ± {score['single_standard_error']:.3f}"
-        if score.get("bits_per_dim_uniform") is not None:
-            yield "bits/dim, uniform noise", f"{score['bits_per_dim_uniform']:.3f} ± {score['uniform_standard_error']:.3f}"
+        for kind, what in (("single", "single samples"), ("uniform", "uniform noise")):
+            if score.get(f"bits_per_dim_{kind}") is not None:
+                value, error = score[f"bits_per_dim_{kind}"], score[f"{kind}_standard_error"]
+                yield f"bits/dim, {what}", f"{value:.3f} ± {error:.3f}"
     if "steps" in training:
         yield "training", f"{training['steps']:,} steps of {training['batch']}, {training['minutes']:.0f} minutes"
     if "command" in training:

@@ -222,9 +222,8 @@ def as_shape(value: int | Sequence[int], name: str = "sample_shape") -> torch.Si
     """
     if isinstance(value, torch.Size):
         return value
-    one = whole(value)
     # A string is a sequence too, but not of whole numbers.
-    sizes = [one] if one is not None or not isinstance(value, Sequence) else [whole(size) for size in value]
+    sizes = [whole(size) for size in value] if isinstance(value, Sequence) else [whole(value)]
     if any(size is None or size < 0 for size in sizes):
         raise ShapeError(f"{name} is {value!r}, wanted whole numbers of at least 0, or one")
     return torch.Size(sizes)  # type: ignore[arg-type]

@@ -126,9 +126,10 @@ class Distribution(nn.Module, ABC):
             DomainError: for another dtype.
         """
         check_tensor(type(self).__name__, name, value)
+        if torch.compiler.is_compiling() or not value.is_floating_point():
+            return
         # Under autocast a net may have made the value, in the lower precision.
-        mixed = torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type)
-        if mixed or torch.compiler.is_compiling() or not value.is_floating_point():
+        if torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type):
             return
         own = None
         for parameter in self.parameters():

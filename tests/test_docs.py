@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # A fence may be indented, as under a tab. `python` runs; `py` does not, and a comment before it says why.
 FENCE = re.compile(
-    r"(?:^(?P<why><!-- not run: .+? -->)\n\n)?^(?P<indent> *)```(?P<kind>python|py|sh)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
+    r"(?:^ *(?P<why><!-- not run: .+? -->)\n\n)?"
+    r"^(?P<indent> *)```(?P<kind>python|py|sh)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 FENCES = {page: [match.groupdict() for match in FENCE.finditer(page.read_text())] for page in PAGES}
@@ -40,7 +42,9 @@ def imported(code):
         yield from (name.split(".")[0] for name in names)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_blocks_of_a_page_run_one_after_another(page, tmp_path):
     code = "\n".join(blocks(page, "python"))
     for name in {*imported(code)} & {*OPTIONAL}:
@@ -48,7 +52,8 @@ def test_blocks_of_a_page_run_one_after_another(page, tmp_path):
             pytest.skip(f"needs {name}: pip install {OPTIONAL[name]}")
     script = tmp_path / "page.py"
     script.write_text(code)
-    run = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the code beside the page, whatever is installed
+    run = subprocess.run([sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
@@ -59,7 +64,7 @@ def test_blocks_that_do_not_run_say_why():
         assert fence["why"], fence["code"]
         ast.parse(textwrap.dedent(fence["code"]))
     running = sum(len(blocks(page, "python")) for page in PAGES)
-    assert running >= 80 and len(idle) <= 3, f"{running} blocks run and {len(idle)} do not"
+    assert running >= 80 and len(idle) <= 4, f"{running} blocks run and {len(idle)} do not"
 
 
 def commands():

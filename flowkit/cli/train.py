@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="start",
         metavar="WEIGHTS",
-        help="start from trained weights in place of random ones: a name that flowkit info lists, or the path of a card",
+        help="start from trained weights, not from random ones: a name that flowkit info lists, or the path of a card",
     )
     parser.add_argument("--fresh", action="store_true", help="refuse to go on from an earlier run in that folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -196,7 +196,7 @@ def _mixture(logits: Tensor, means: Tensor, log_scales: Tensor) -> _Mixture:
 
 
 def _exp_of_minus(x: Tensor) -> Tensor:
-    """e^-x within two units in the last place, by exp2: exp may be that of MKL, which takes four times as long on AMD."""
+    """e^-x within two units in the last place, by exp2: exp may be that of MKL, four times as slow on AMD."""
     if torch.compiler.is_compiling():
         return x.neg().exp()
     octaves = x * -_LOG2_E

@@ -240,7 +240,7 @@ def _knots(shares: Tensor, interval: tuple[float, float]) -> Tensor:
 
 def _bin(spline: _Spline, index: Tensor) -> _Bin:
     """The bin with this index, shape (*S, 1)."""
-    left, right = ([t.gather(-1, at).squeeze(-1) for t in spline[:3]] for at in (index, index + 1))
+    left, right = ([t.gather(-1, at).squeeze(-1) for t in (spline.x, spline.z, spline.d)] for at in (index, index + 1))
     (x0, z0, d0), (x1, z1, d1) = left, right
     return _Bin(x0, x1, z0, z1, d0, d1, spline.s.gather(-1, index).squeeze(-1))
 

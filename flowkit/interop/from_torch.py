@@ -312,7 +312,8 @@ class _Held(nn.Module):
         for name, kind in self._parts.items():
             held: Any = self._modules[name]
             attributes[name] = _made(held) if kind is None else kind(map(_made, held))
-        thing.__dict__.update(attributes)
+        for name, value in attributes.items():  # one by one: torch 2.7 compiles no update
+            thing.__dict__[name] = value
         return thing
 
     def extra_repr(self) -> str:

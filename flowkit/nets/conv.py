@@ -43,8 +43,10 @@ class ZeroConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of x: (batch, outputs, H, W)."""
-        response = F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
-        return response * (self.rate * self.log_gain).exp()[:, None, None]
+        # Into the weight, which is smaller than the response.
+        gain = (self.rate * self.log_gain).exp()
+        weight, bias = self.weight * gain.reshape(-1, 1, 1, 1), self.bias * gain
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def extra_repr(self) -> str:
         outputs, inputs, kernel, _ = self.weight.shape
@@ -120,7 +122,8 @@ class ConvNet(HalfNet):
 
     def _read(self, x: Tensor, embedded: Tensor | None) -> Tensor:
         hidden = self.enter(x) if embedded is None else self.enter(x) + embedded
-        return self.exit(self.middle(hidden.relu()).relu())
+        # In place: nothing else reads these responses, and they are the largest tensors here.
+        return self.exit(self.middle(hidden.relu_()).relu_())
 
 
 class ResidualBlock(nn.Module):

@@ -11,7 +11,7 @@ __all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate"]
 
 def concat_elu(x: Tensor) -> Tensor:
     """ELU of [x, -x], joined over channels: (batch, C, H, W) to (batch, 2C, H, W)."""
-    return F.elu(torch.cat([x, -x], dim=1))
+    return F.elu_(torch.cat([x, -x], dim=1))  # in place: backward keeps one tensor of this size and not two
 
 
 def gate(x: Tensor) -> Tensor:
@@ -70,9 +70,9 @@ class Conv2d(nn.Module):
     def _effective_weight(self) -> Tensor:
         if self.gain is None:
             return self.weight
-        squared = self.direction.square().sum((1, 2, 3), keepdim=True)
-        # The reference's floor under the squared norm, there for a direction of zeros.
-        return self.direction * (self.gain[:, None, None, None] * squared.clamp(min=1e-12).rsqrt())
+        # The reference's floor of 1e-12 under the squared norm, there for a direction of zeros.
+        norm = torch.linalg.vector_norm(self.direction, dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        return self.direction * (self.gain.reshape(-1, 1, 1, 1) / norm)
 
     def _respond(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self._effective_weight()

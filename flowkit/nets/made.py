@@ -217,7 +217,8 @@ class MADE(nn.Module):
         first, *others = self._stack
         h = skip = first(value, bias)
         for k, layer in enumerate(others, 1):
-            h = self._activated(h, k)
+            # In a residual net the sum goes on beside what a block makes of it.
+            h = self._activated(h, k, in_place=not self.residual or k % 2 == 0)
             if k == len(others) and self.out <= _FEW:
                 return self._by_output(layer, h)
             h = layer(h)
@@ -257,9 +258,11 @@ class MADE(nn.Module):
             known[0] = values = _joined(known[0], find(h.unflatten(-1, (len(group), self.out))))
         return values.index_select(-1, self._places)
 
-    def _activated(self, h: Tensor, k: int) -> Tensor:
-        """What layer k reads: residual blocks leave their sum as it is."""
-        return h if self.residual and k == len(self.layers) - 1 else self.activation(h)
+    def _activated(self, h: Tensor, k: int, *, in_place: bool = False) -> Tensor:
+        """What layer k reads: residual blocks leave their sum as it is. `in_place` where nothing else reads h."""
+        if self.residual and k == len(self.layers) - 1:
+            return h
+        return h.relu_() if in_place and type(self.activation) is nn.ReLU else self.activation(h)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, out={self.out}, groups={len(self.groups)}"
