@@ -182,6 +182,11 @@ class Map(Bijector):
     out_ndim = 0
     num_params: int
 
+    @property
+    def start(self) -> Tensor:
+        """Parameters for training to start from, (num_params,): 0 unless the map cannot leave 0 by its gradient."""
+        return torch.zeros(self.num_params)
+
     def parameters_for(self, value: Tensor, context: Tensor | None) -> Tensor:
         """The parameters of every element of `value`.
 

@@ -118,7 +118,8 @@ class MixLogisticCDFCoupling(Coupling):
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
 
     >>> import torch, flowkit as fk
-    >>> coupling = MixLogisticCDFCoupling(fk.nets.MLP((1,), (1, 14), hidden=(8,)), components=4, dim=-1)
+    >>> net = fk.nets.MLP((1,), (1, 14), hidden=(8,), start=fk.maps.MixLogistic(4).start)
+    >>> coupling = MixLogisticCDFCoupling(net, components=4, dim=-1)
     >>> x = torch.randn(5, 2)
     >>> torch.allclose(coupling.inverse(coupling(x)[0])[0], x, atol=1e-5)
     True

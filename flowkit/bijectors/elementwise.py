@@ -18,7 +18,7 @@ __all__ = ["Elementwise", "FromContext"]
 class Elementwise(Bijector):
     """z_i = map(x_i; p_i), every element of the event with free parameters of its own.
 
-    Log-term: that of the map, summed over the event. All parameters start at 0, the identity of every map here.
+    Log-term: that of the map, summed over the event. Parameters start at `map.start`.
 
     Args:
         map: an elementwise map.
@@ -43,7 +43,7 @@ class Elementwise(Bijector):
         check_kind("Elementwise", "map", map, Map, "one of flowkit.maps")
         self.map, self.shape = map, tuple(as_shape(shape, "Elementwise: shape"))
         self.in_ndim = self.out_ndim = len(self.shape)
-        self.params = nn.Parameter(torch.zeros(*self.shape, map.num_params))
+        self.params = nn.Parameter(map.start.repeat(*self.shape, 1))
         self.domain, self.codomain = map.domain, map.codomain
 
     def _expanded(self, value: Tensor) -> Tensor:

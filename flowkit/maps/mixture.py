@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from flowkit.arguments import count, finite
@@ -34,6 +35,15 @@ class Mixture(Map):
         self.min_log_scale = finite(part, "min_log_scale", min_log_scale)
         self.affine = Affine(log_scale_bound=1.0)
         self.num_params = self.affine.num_params + 3 * self.components
+
+    @property
+    def start(self) -> Tensor:
+        """Means from -1 to 1, and 0 otherwise: components that are alike have one gradient, and stay alike."""
+        start = super().start
+        _, (_, means, _) = self._split(start)
+        if self.components > 1:
+            means.copy_(torch.linspace(-1, 1, self.components))
+        return start
 
     def _split(self, params: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         affine, logits, means, log_scales = params.split([self.affine.num_params, *[self.components] * 3], dim=-1)

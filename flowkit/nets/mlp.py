@@ -16,7 +16,7 @@ __all__ = ["MLP"]
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron from one event shape to another; the last layer starts at 0, so that maps start simple.
+    """A multilayer perceptron from one event shape to another; what it gives starts at 0, or where told.
 
     Args:
         shape: event shape of the input, flattened; an int stands for one dim, here and in `out`.
@@ -26,12 +26,14 @@ class MLP(nn.Module):
         activation: class of the nonlinearity.
         residual: whether the hidden layers are residual blocks, h + W act(W act(h)), all of one width, behind a layer
             that enters them.
+        start: what the net gives before it is trained, whatever the input; it broadcasts to `out`, 0 if not given. A
+            mixture wants `map.start`: from 0, its components would stay alike.
 
     Shapes:
         value: (*batch, *shape); context: (*batch, context), which broadcasts; output: (*batch, *out).
 
     Raises:
-        ShapeError: if the input or the context does not fit.
+        ShapeError: if the input or the context does not fit, or `start` does not broadcast to `out`.
         ValueError: if residual blocks have several widths, or for a size that is none.
         TypeError: if `activation` makes no module.
 
@@ -48,6 +50,7 @@ class MLP(nn.Module):
         context: int = 0,
         activation: Callable[[], nn.Module] = nn.SiLU,
         residual: bool = False,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__()
         hidden, context = widths_of("MLP", hidden), count("MLP", "context", context, 0)
@@ -66,6 +69,11 @@ class MLP(nn.Module):
         last = nn.Linear(widths[-1], math.prod(self.out))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        if start is not None:
+            if not isinstance(start, Tensor) or not broadcasts(start.shape, self.out):
+                came = f"has shape {tuple(start.shape)}" if isinstance(start, Tensor) else f"is {start!r}"
+                raise ShapeError(f"MLP: start {came}, wanted a tensor that broadcasts to {self.out}")
+            last.bias.data.copy_(start.expand(self.out).flatten())
         self.layers = nn.Sequential(*layers, last)
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:

@@ -28,12 +28,13 @@ COLUMNS = (
 )
 
 
-def read_log(path: Path, until: int | None = None) -> list[dict[str, Any]]:
+def read_log(path: str | Path, until: int | None = None) -> list[dict[str, Any]]:
     """The rows of a `log.jsonl`, to step `until` included; a last line that a kill cut off is left out.
 
     >>> read_log(Path("nowhere.jsonl"))
     []
     """
+    path = Path(path)
     rows: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
