@@ -183,7 +183,7 @@ def batched(shape: Sequence[int]) -> str:
     return f"({', '.join(['*batch', *map(str, shape)])})"
 
 
-def broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
+def broadcasts(shape: Sequence[int], batch: Sequence[int]) -> bool:
     """Whether `shape` expands to `batch`."""
     pairs = zip(reversed(shape), reversed(batch), strict=False)
     return len(shape) <= len(batch) and all(own in (size, 1) for own, size in pairs)
