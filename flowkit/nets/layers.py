@@ -11,7 +11,8 @@ __all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate"]
 
 def concat_elu(x: Tensor) -> Tensor:
     """ELU of [x, -x], joined over channels: (batch, C, H, W) to (batch, 2C, H, W)."""
-    return F.elu(torch.cat([x, -x], dim=1))
+    # In place, so that the backward pass keeps the result alone, which the next layer keeps in any case.
+    return F.elu(torch.cat([x, -x], dim=1), inplace=True)
 
 
 def gate(x: Tensor) -> Tensor:
