@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import flowkit as fk
-from benchmarks import fitting
+from benchmarks import fitting, models, page
 from flowkit.train import toy
 
 DENSITIES: dict[str, Callable[..., Tensor]] = {
@@ -34,23 +34,23 @@ DENSITIES: dict[str, Callable[..., Tensor]] = {
     "eight Gaussians": toy.eight_gaussians,
 }
 HIDDEN, BINS, BOUND = (64, 64), 8, 5.0
-MODELS: dict[str, dict[str, Callable[[], fitting.Model]]] = {
+MODELS: dict[str, dict[str, Callable[[], models.Model]]] = {
     "NSF": {
-        "flowkit": lambda: fitting.flowkit_nsf(2, 3, HIDDEN, BINS, BOUND),
-        "zuko": lambda: fitting.zuko_model("NSF", 2, 3, HIDDEN, bins=BINS),
+        "flowkit": lambda: models.flowkit_nsf(2, 3, HIDDEN, BINS, BOUND),
+        "zuko": lambda: models.zuko_model("NSF", 2, 3, HIDDEN, bins=BINS),
     },
     "MAF": {
-        "flowkit": lambda: fitting.flowkit_maf(2, 6, HIDDEN),
-        "zuko": lambda: fitting.zuko_model("MAF", 2, 6, HIDDEN),
+        "flowkit": lambda: models.flowkit_maf(2, 6, HIDDEN),
+        "zuko": lambda: models.zuko_model("MAF", 2, 6, HIDDEN),
     },
     "RealNVP": {
-        "flowkit": lambda: fitting.flowkit_realnvp(2, 8, HIDDEN),
-        "zuko": lambda: fitting.zuko_model("RealNVP", 2, 8, HIDDEN),
+        "flowkit": lambda: models.flowkit_realnvp(2, 8, HIDDEN),
+        "zuko": lambda: models.zuko_model("RealNVP", 2, 8, HIDDEN),
     },
 }
 BATCH, LEARNING_RATE, HELD_OUT = 256, 2e-3, 20_000
 EXTENT, GRID, SHOWN = 4.6, 240, 5_000  # half the side of a picture, its pixels, its samples
-ASSETS = Path(__file__).parents[1] / "docs" / "assets"
+ASSETS = page.DOCS / "assets"
 
 
 class Fit(NamedTuple):
@@ -179,10 +179,10 @@ def main() -> None:
     columns = [
         "density", "model", "parameters", "zuko's", "flowkit, nats", "zuko, nats", "difference", "flowkit, s", "zuko, s"
     ]  # fmt: skip
-    table = fitting.table(columns, rows(fits, seeds))
+    table = page.table(columns, rows(fits, seeds))
     print(table)
     if options.write:
-        fitting.write_between_marks("densities", table)
+        page.write_between_marks(page.DOCS / "densities.md", "densities", table)
         draw_pictures(fits, ASSETS)
 
 

@@ -1,24 +1,23 @@
-"""Times the logit of a mixture CDF and its inverse: what flowkit runs in eager mode beside its plain log-space form.
+"""The logit of a mixture-of-logistics CDF: forward with the log-derivative, with backward, and inverse.
 
-    python benchmarks/mix_logistic.py --threads 1
-
-Prints a Markdown table of medians over interleaved runs, with the error against float64 beside them.
+No library on PyPI has it. The baselines are the three forms that published Flow++ code is written in: sums in log
+space, the CDF in linear space, and the CDF in log space; the last two exponentiate and take the logit afterwards.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from flowkit.functional import logistic
+from benchmarks.measure import Cell, Contestant, Contract, compiled
+from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
 
-# Log-scales: normal with this deviation, or uniform between two ends.
+TITLE = "The mixture-of-logistics transform, (16, 6, 16, 16) with 32 components"
+
+# Log-scales: normal with this deviation, or uniform between two ends. Means and logits are standard normal.
 REGIMES = {
     "init": (0.3, None),
     "wide": (-7.0, 3.0),
@@ -26,66 +25,170 @@ REGIMES = {
     "sharp": (-7.0, -7.0),
     "broad": (1.0, 3.0),
 }
-SHAPE, COMPONENTS = (16, 6, 16, 16), 32
+Form = Callable[..., tuple[Tensor, Tensor]]
 
 
-def inputs(regime: str) -> list[Tensor]:
+def inputs(regime: str, shape: Sequence[int], components: int) -> list[Tensor]:
     """x, logits, means and log-scales, with the components where a convolution puts them: before height and width."""
     generator = torch.Generator().manual_seed(0)
     low, high = REGIMES[regime]
-    shape = (*SHAPE[:2], COMPONENTS, *SHAPE[2:])
-    logits, means, noise = (torch.randn(shape, generator=generator) for _ in range(3))
-    log_scales = low * noise if high is None else torch.rand(shape, generator=generator) * (high - low) + low
-    return [torch.randn(SHAPE, generator=generator), *(t.movedim(2, -1) for t in (logits, means, log_scales))]
+    wide = (*shape[:2], components, *shape[2:])
+    logits, means, noise = (torch.randn(wide, generator=generator) for _ in range(3))
+    log_scales = low * noise if high is None else torch.rand(wide, generator=generator) * (high - low) + low
+    x = torch.randn(tuple(shape), generator=generator)
+    return [x, *(t.movedim(2, -1) for t in (logits, means, log_scales))]
 
 
-def train(function: Callable[..., tuple[Tensor, Tensor]], arguments: list[Tensor]) -> None:
-    """Forward and backward."""
+def log_space(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Everything by sums of logarithms: right wherever its last subtraction leaves digits."""
+    z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
+    log_weights, below, above = logits.log_softmax(-1), logsigmoid(z), logsigmoid(-z)
+    log_cdf, log_survival = (log_weights + below).logsumexp(-1), (log_weights + above).logsumexp(-1)
+    log_density = (log_weights + below + above - log_scales).logsumexp(-1)
+    return log_cdf - log_survival, log_density - log_cdf - log_survival
+
+
+def linear_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The CDF in linear space, then its logit, kept from 0 and 1 by 1e-6."""
+    z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
+    cdf = (logits.softmax(-1) * z.sigmoid()).sum(-1)
+    log_density = (logits.log_softmax(-1) + logsigmoid(z) + logsigmoid(-z) - log_scales).logsumexp(-1)
+    inner = cdf.clamp(1e-6, 1 - 1e-6)
+    log_cdf, log_survival = inner.log(), torch.log1p(-inner)
+    return log_cdf - log_survival, log_density - log_cdf - log_survival
+
+
+def log_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The CDF in log space, then its exponential and the logit of that."""
+    z = (x.unsqueeze(-1) - means) * torch.exp(-log_scales)
+    log_weights = logits.log_softmax(-1)
+    cdf = (log_weights + logsigmoid(z)).logsumexp(-1).exp()
+    log_density = (log_weights + logsigmoid(z) + logsigmoid(-z) - log_scales).logsumexp(-1)
+    y = -(1 / cdf - 1).log()
+    return y, log_density + y.neg().exp().log1p() * 2 + y
+
+
+def log_space_inverse(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Bisection on the logit, in log space."""
+
+    def too_high(x: Tensor) -> Tensor:
+        return log_space(x, logits, means, log_scales)[0] > y
+
+    x = bisect(too_high, means, log_scales, steps=100, widen=True)
+    return x, -log_space(x, logits, means, log_scales)[1]
+
+
+def linear_cdf_inverse(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Bisection on the CDF in linear space, to 1e-10 or a hundred steps."""
+    rates, weights, level = torch.exp(-log_scales), logits.softmax(-1), y.sigmoid()
+    distance = torch.full((), torch.inf)
+
+    def too_high(x: Tensor) -> Tensor:
+        nonlocal distance
+        cdf = (weights * ((x.unsqueeze(-1) - means) * rates).sigmoid()).sum(-1)
+        distance = (cdf - level).abs().max()
+        return cdf > level
+
+    x = bisect(too_high, means, log_scales, steps=100, done=lambda: bool(distance < 1e-10))
+    return x, -linear_cdf(x, logits, means, log_scales)[1]
+
+
+def log_cdf_inverse(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Bisection on the CDF by way of its logarithm, from a level kept from 0 and 1 by 1e-5."""
+    rates, log_weights, level = torch.exp(-log_scales), logits.log_softmax(-1), y.sigmoid().clamp(1e-5, 1 - 1e-5)
+
+    def too_high(x: Tensor) -> Tensor:
+        return (log_weights + logsigmoid((x.unsqueeze(-1) - means) * rates)).logsumexp(-1).exp() > level
+
+    x = bisect(too_high, means, log_scales, steps=45)
+    return x, -log_cdf(x, logits, means, log_scales)[1]
+
+
+def bisect(
+    too_high: Callable[[Tensor], Tensor],
+    means: Tensor,
+    log_scales: Tensor,
+    steps: int,
+    done: Callable[[], bool] = lambda: False,
+    widen: bool = False,
+) -> Tensor:
+    """From the usual bracket, twenty times the sum of all scales beyond the means; stops when no x moves any more.
+
+    That bracket need not hold the solution; `widen` doubles it until it does.
+    """
+    reach, least, most = 20 * log_scales.exp().sum(-1), means.amin(-1), means.amax(-1)
+    while widen and bool((too_high(least - reach) | ~too_high(most + reach)).any()):
+        reach = 2 * reach
+    lower, upper = least - reach, most + reach
+    for _ in range(steps):
+        middle = (lower + upper) / 2
+        high = too_high(middle)
+        if done() or bool(((middle == lower) | (middle == upper)).all()):
+            break
+        lower, upper = torch.where(high, lower, middle), torch.where(high, middle, upper)
+    return (lower + upper) / 2
+
+
+def gradients(form: Form, arguments: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A forward and a backward pass."""
     leaves = [t.detach().requires_grad_() for t in arguments]
-    y, log_slope = function(*leaves)
-    (y.sum() + log_slope.sum()).backward()
+    y, log_derivative = form(*leaves)
+    return torch.autograd.grad(y.sum() + log_derivative.sum(), leaves)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-
-    forward, inverse = logistic.logit_mix_logistic_cdf, logistic.logit_mix_logistic_cdf_inverse
-    print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} thread(s), CPU ms, x {SHAPE}, "
-          f"K = {COMPONENTS}, float32; medians of {options.repeats}\n")  # fmt: skip
-    measured = ("forward", "forward + backward", "inverse")
-    columns = ["regime", *(c for name in measured for c in (name, "in log space")), "error of y", "residual of x in y"]
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+def cells(contract: Contract) -> Iterator[Cell]:
+    """Forward, forward with backward, inverse, in every regime of scales."""
+    shape, components = ((2, 2, 4, 4), 4) if contract.tiny else ((16, 6, 16, 16), 32)
+    forms: dict[str, tuple[Form, Form]] = {
+        "flowkit": (logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse),
+        "flowkit, compiled": (
+            compiled(logit_mix_logistic_cdf, contract),
+            compiled(logit_mix_logistic_cdf_inverse, contract),
+        ),
+        "log space": (log_space, log_space_inverse),
+        "linear CDF": (linear_cdf, linear_cdf_inverse),
+        "log CDF": (log_cdf, log_cdf_inverse),
+    }
     for regime in REGIMES:
-        arguments = inputs(regime)
-        y = forward(*arguments)[0]
-        back = [y, *arguments[1:]]
-        runs: list[Callable[[], object]] = [
-            lambda a=arguments: forward(*a),
-            lambda a=arguments: logistic._log_space(*a),
-            lambda a=arguments: train(forward, a),
-            lambda a=arguments: train(logistic._log_space, a),
-            lambda b=back: inverse(*b),
-            lambda b=back: logistic._solve(*b),
-        ]
-        times: list[list[float]] = [[] for _ in runs]
-        for _ in range(options.repeats):
-            for run, taken in zip(runs, times, strict=True):
-                start = time.process_time()
-                run()
-                taken.append(1000 * (time.process_time() - start))
-        exact = forward(*(t.double() for t in arguments))[0]
-        error = ((y - exact).abs() / exact.abs().clamp(min=1)).max()
-        x = inverse(*back)[0]
-        again = forward(x.double(), *(t.double() for t in arguments[1:]))
-        residual = ((again[0] - y).abs() / (1 + y.abs() + x.abs() * again[1].exp())).max()
-        cells = [f"{statistics.median(taken):.1f}" for taken in times] + [f"{error:.1e}", f"{residual:.1e}"]
-        print(f"| {regime} | " + " | ".join(cells) + " |")
+        arguments = inputs(regime, shape, components)
+        wide = [t.double() for t in arguments]
+        exact = log_space(*wide)
+        slopes = gradients(log_space, wide)
+        back = [exact[0].float(), *arguments[1:]]
 
+        def error(found: tuple[Tensor, Tensor], exact=exact) -> float:
+            """Of both results, relative where y or they are above 1."""
+            scale = torch.maximum(exact[0].abs(), exact[1].abs()).clamp(min=1)
+            return max(((one - truth).abs() / scale).max().item() for one, truth in zip(found, exact, strict=True))
 
-if __name__ == "__main__":
-    main()
+        def gradient_error(found: tuple[Tensor, ...], slopes=slopes) -> float:
+            """Relative to the largest entry."""
+            pairs = zip(found, slopes, strict=True)
+            return max(((one - truth).abs().max() / truth.abs().max()).item() for one, truth in pairs)
+
+        def residual(found: tuple[Tensor, Tensor], back=back) -> float:
+            """Of x in y, over what rounding x and y costs."""
+            x = found[0].double()
+            again, log_derivative = log_space(x, *(t.double() for t in back[1:]))
+            return ((again - back[0]).abs() / (1 + back[0].abs() + x.abs() * log_derivative.exp())).max().item()
+
+        yield Cell(
+            f"{regime}, forward",
+            {name: Contestant(lambda f=f, a=arguments: f(*a), error) for name, (f, _) in forms.items()},
+            tolerance=1e-4,
+            memory=True,
+        )
+        yield Cell(
+            f"{regime}, forward and backward",
+            {
+                name: Contestant(lambda f=f, a=arguments: gradients(f, a), gradient_error)
+                for name, (f, _) in forms.items()
+            },
+            tolerance=1e-3,
+            memory=True,
+        )
+        yield Cell(
+            f"{regime}, inverse",
+            {name: Contestant(lambda f=f, b=back: f(*b), residual) for name, (_, f) in forms.items()},
+            tolerance=1e-4,
+        )

@@ -26,13 +26,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import fitting
+from benchmarks import fitting, models, page
 
 FEATURES, TRANSFORMS, HIDDEN, BINS, BOUND = 30, 2, (64, 64), 8, 5.0
-LIBRARIES: dict[str, Callable[[], fitting.Model]] = {
-    "flowkit": lambda: fitting.flowkit_nsf(FEATURES, TRANSFORMS, HIDDEN, BINS, BOUND),
-    "zuko": lambda: fitting.zuko_model("NSF", FEATURES, TRANSFORMS, HIDDEN, bins=BINS),
-    "nflows": lambda: fitting.nflows_nsf(FEATURES, TRANSFORMS, HIDDEN, BINS, BOUND),
+LIBRARIES: dict[str, Callable[[], models.Model]] = {
+    "flowkit": lambda: models.flowkit_nsf(FEATURES, TRANSFORMS, HIDDEN, BINS, BOUND),
+    "zuko": lambda: models.zuko_model("NSF", FEATURES, TRANSFORMS, HIDDEN, bins=BINS),
+    "nflows": lambda: models.nflows_nsf(FEATURES, TRANSFORMS, HIDDEN, BINS, BOUND),
 }
 BATCH, LEARNING_RATE, EVERY = 64, 1e-3, 10
 
@@ -112,10 +112,10 @@ def main() -> None:
         )
 
     columns = ["library", "parameters", "held out, nats", "flowkit's lead", "best step", "seconds"]
-    table = fitting.table(columns, map(row, LIBRARIES))
+    table = page.table(columns, map(row, LIBRARIES))
     print(table)
     if options.write:
-        fitting.write_between_marks("tabular", table)
+        page.write_between_marks(page.DOCS / "densities.md", "tabular", table)
 
 
 if __name__ == "__main__":

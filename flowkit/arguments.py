@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowkit.errors import DomainError, ShapeError
 
 __all__ = [
+    "as_floating",
     "as_shape",
     "batched",
     "broadcasts",
@@ -65,6 +66,19 @@ def finite(part: str, name: str, value: Any) -> float:
     if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
         raise ValueError(f"{part}: {name} is {value!r}, wanted a finite number")
     return float(number)
+
+
+def as_floating(owner: str, name: str, value: Any) -> Tensor:
+    """`value`, a number, a tensor or numbers in lists, as a tensor; of the default dtype, but for floating tensors.
+
+    Raises:
+        TypeError: for what is none of these.
+    """
+    kept = isinstance(value, Tensor) and value.is_floating_point()
+    try:
+        return torch.as_tensor(value, dtype=None if kept else torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{owner}: {name} is {value!r}, wanted a number or a tensor") from None
 
 
 def image_shape(part: str, shape: Any) -> tuple[int, int, int]:
@@ -208,9 +222,8 @@ def as_shape(value: int | Sequence[int], name: str = "sample_shape") -> torch.Si
     """
     if isinstance(value, torch.Size):
         return value
-    one = whole(value)
     # A string is a sequence too, but not of whole numbers.
-    sizes = [one] if one is not None or not isinstance(value, Sequence) else [whole(size) for size in value]
+    sizes = [whole(size) for size in value] if isinstance(value, Sequence) else [whole(value)]
     if any(size is None or size < 0 for size in sizes):
         raise ShapeError(f"{name} is {value!r}, wanted whole numbers of at least 0, or one")
     return torch.Size(sizes)  # type: ignore[arg-type]

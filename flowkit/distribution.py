@@ -28,6 +28,15 @@ class Distribution(nn.Module, ABC):
         context_ndim: how many rightmost dims of a context are its event (0 labels, 1 vectors, 3 images);
             None if the distribution takes no context.
         has_rsample: whether samples carry gradients to the parameters.
+
+    Shapes:
+        x: (*batch, *event_shape); context: (*batch, *its event), which broadcasts; log_prob: (*batch).
+        samples: sample_shape + context batch + event_shape.
+
+    Raises:
+        ShapeError: if x, the context or a sample shape does not fit.
+        DomainError: for another floating dtype than that of the parameters.
+        TypeError: for what is no tensor.
     """
 
     event_shape: torch.Size
@@ -117,9 +126,10 @@ class Distribution(nn.Module, ABC):
             DomainError: for another dtype.
         """
         check_tensor(type(self).__name__, name, value)
+        if torch.compiler.is_compiling() or not value.is_floating_point():
+            return
         # Under autocast a net may have made the value, in the lower precision.
-        mixed = torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type)
-        if mixed or torch.compiler.is_compiling() or not value.is_floating_point():
+        if torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type):
             return
         own = None
         for parameter in self.parameters():

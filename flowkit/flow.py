@@ -46,6 +46,7 @@ class Flow(Distribution):
         ShapeError: if the base's latent does not pass backwards through the transform; the part is named.
         DomainError: if the base has values that the transform does not take back, as a normal for `Exp`.
         ValueError: if a conditional base stands in an unconditional flow.
+        TypeError: if `transform` is no `Transform`, or `base` no `Distribution`.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.Chain(scale=fk.ActNorm((2,)), squash=fk.Sigmoid()).inv, fk.Uniform((2,)))
@@ -174,6 +175,7 @@ class Flow(Distribution):
         Raises:
             NotExact: if samples carry no gradient (`has_rsample` is False): if they are integers, or the base, or a
                 distribution in a part, has none.
+            ShapeError: if the sample shape or the context does not fit.
         """
         if not self.has_rsample:
             return super().rsample(sample_shape, context, generator=generator)
@@ -193,6 +195,7 @@ class Flow(Distribution):
         Raises:
             NotExact: if the flow is not exact. What the inverse direction gives at its own sample lies *above*
                 log p in expectation, so it would flatter the flow.
+            ShapeError: if the sample shape or the context does not fit.
         """
         if not self.exact:
             raise NotExact(
@@ -232,6 +235,7 @@ class Flow(Distribution):
             ShapeError: if `event_shape` is not the flow's, or a conditional flow made without `context_shape` is
                 given no context.
             ValueError: for x and samples together, no example, no run, or data for parameters on the meta device.
+            TypeError: if x is no tensor.
 
         >>> import torch, flowkit as fk
         >>> flow = fk.Flow(fk.Chain(scale=fk.ActNorm((2,)), mix=fk.LULinear(2)), fk.Normal((2,)))

@@ -197,6 +197,9 @@ def summarize(
         log_prob, to_latent, from_latent: run it on data, and back on latents; None for shapes and parameters alone.
         data: what the caller holds anyway, and no memory of the backward pass.
         repeats: runs, of which the fastest gives the times.
+
+    Raises:
+        ValueError: if there is no example in the data.
     """
     every = layers(flow)
     rows = dict(zip(every, _counted(every), strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from flowkit.arguments import check_generator, check_tensor
+from flowkit.arguments import check_generator, check_kind, check_tensor
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.checkpointing import checkpointed
 from flowkit.functional.reduce import sum_rightmost
@@ -33,6 +33,11 @@ class Transform(nn.Module, ABC):
         z: (*batch, *event of `out_ndim` dims).
         l: (*batch), float32 or better.
         context: one optional tensor, handed through untouched to whoever reads it.
+
+    Raises:
+        ShapeError: if x, z or the context does not fit; the layer is named by its path in the flow.
+        DomainError: for integers, where the domain is continuous.
+        TypeError: for what is no tensor.
 
     A subclass sets `in_ndim` and `out_ndim` and writes the two directions. One that draws noise says so with
     `stochastic_forward` or `stochastic_inverse`, and takes `generator` in that direction.
@@ -212,10 +217,14 @@ class Inverse(Transform):
     """A layer turned round: its forward is the other's inverse.
 
     The same parameters, nothing copied. `t.inv` makes one, and `t.inv.inv` is `t` again.
+
+    Shapes:
+        x: what `transform` gives as z, and z what it takes as x; l: (*batch).
     """
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
+        check_kind("Inverse", "transform", transform, Transform, "a Transform")
         self.transform = transform
         self.in_ndim, self.out_ndim = transform.out_ndim, transform.in_ndim
         self.stochastic_forward = transform.stochastic_inverse
@@ -250,6 +259,7 @@ class Chain(Transform):
     Raises:
         ValueError: for no parts, for positional and named parts together, or for a name that is taken.
         DomainError: if one part's values do not fit the next one's domain.
+        TypeError: for a part that is no `Transform`.
 
     >>> import torch, flowkit as fk
     >>> chain = Chain(logit=fk.Logit(margin=0.05), norm=fk.ActNorm((3,)))

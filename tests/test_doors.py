@@ -168,3 +168,54 @@ def test_a_model_that_samples_forward_has_sound_certificates():
         assert not report.ok and str(report) == "no inverse ran: no layer ran"
         model.sample((2,))
     assert report.ok and len(report) == 0 and str(report) == "no inverse ran: every layer ran forward"
+
+
+NUMBERS = {
+    "LeakyReLU: slope": fk.LeakyReLU,
+    "Power: exponent": fk.Power,
+    "Logit: margin": fk.Logit,
+    "BatchNorm: momentum": lambda value: fk.BatchNorm(3, momentum=value),
+    "BatchNorm: floor": lambda value: fk.BatchNorm(3, floor=value),
+    "Affine: log_scale_bound": fk.maps.Affine,
+    "MixtureOfNormals: spread": lambda value: fk.MixtureOfNormals(2, 2, spread=value),
+    "RationalQuadratic: min_width": lambda value: fk.maps.RationalQuadratic(3, min_width=value),
+    "RationalQuadratic: min_slope": lambda value: fk.maps.RationalQuadratic(3, min_slope=value),
+    "RationalQuadratic: bound": lambda value: fk.maps.RationalQuadratic(3, value),
+}
+
+
+@pytest.mark.parametrize("value", ["x", (0.1, None, 0.2), {}, object(), float("nan"), float("inf"), torch.zeros(2)])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_finite_number_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"{name} is .*, wanted"):
+        NUMBERS[name](value)
+
+
+TENSORS = {
+    "ScaleShift: scale": lambda value: fk.ScaleShift(value),
+    "ScaleShift: shift": lambda value: fk.ScaleShift(1.0, value),
+    "Normal: loc": lambda value: fk.Normal(2, loc=value),
+    "Logistic: scale": lambda value: fk.Logistic(2, scale=value),
+    "StudentT: df": lambda value: fk.StudentT(2, df=value),
+    "Uniform: low": lambda value: fk.Uniform(2, low=value),
+    "MultivariateNormal: covariance": lambda value: fk.MultivariateNormal(2, covariance=value),
+    "Mixture: weights": lambda value: fk.Mixture(fk.Normal((2, 1), loc=torch.randn(2, 1)), weights=value),
+}
+
+
+@pytest.mark.parametrize("value", ["x", ("a",), {}, object(), (1.0, None)])
+@pytest.mark.parametrize("name", TENSORS)
+def test_what_is_no_tensor_is_refused_by_name(name, value):
+    with pytest.raises(TypeError, match=rf"{name} is .*, wanted a number or a tensor"):
+        TENSORS[name](value)
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", torch.zeros(2), fk.LeakyReLU])
+def test_what_is_no_transform_has_no_inverse(value):
+    with pytest.raises(TypeError, match="Inverse: transform is a .*, wanted a Transform"):
+        fk.Inverse(value)
+
+
+def test_an_order_that_is_none_is_refused_by_name():
+    with pytest.raises(TypeError, match="MADE: order is a int, wanted"):
+        fk.nets.MADE(3, 2, order=2)

@@ -106,3 +106,13 @@ def test_public_names_compute_nothing():
         assert isinstance(statement, ast.ImportFrom | ast.Assign), ast.unparse(statement)
         if isinstance(statement, ast.Assign):
             assert ast.unparse(statement.targets[0]) in ("__version__", "__all__")
+
+
+def test_the_page_of_the_floors_is_in_step():
+    from scripts import architecture
+
+    assert architecture.page(FLOORS) == architecture.PAGE.read_text(), "run `python scripts/architecture.py`"
+
+
+def test_every_room_stands_on_a_floor_and_every_floor_has_its_rooms():
+    assert {room(module) for module in MODULES if "." in module} == {*FLOORS}

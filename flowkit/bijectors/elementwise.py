@@ -27,6 +27,10 @@ class Elementwise(Bijector):
     Shapes:
         x, z: (*batch, *shape); l: (*batch).
 
+    Raises:
+        TypeError: if `map` is no map.
+        ShapeError: if `shape` is none.
+
     >>> import torch, flowkit as fk
     >>> affine = Elementwise(fk.maps.Affine(), (3,))
     >>> affine(torch.ones(2, 3))
@@ -76,6 +80,7 @@ class FromContext(Bijector):
         ShapeError: if the context is missing or the net's output does not fit.
         DomainError: if the net fails on the context for its dtype.
         TypeError: if `map` is no map, or `net` no network.
+        ValueError: if `event_ndim` is negative.
 
     >>> import torch, flowkit as fk
     >>> shift = FromContext(fk.maps.Affine(), fk.nets.MLP((4,), (3, 2), hidden=(8,)), event_ndim=1)

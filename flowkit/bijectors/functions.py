@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowkit.arguments import as_floating, finite
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.reduce import sum_rightmost
@@ -99,7 +100,7 @@ class LeakyReLU(Bijector):
 
     def __init__(self, slope: float = 0.01) -> None:
         super().__init__()
-        if not 0 < slope < math.inf:
+        if not finite("LeakyReLU", "slope", slope) > 0:
             raise ValueError(f"LeakyReLU: slope is {slope}, wanted above 0 and finite")
         self.slope = slope
 
@@ -143,7 +144,7 @@ class Power(Bijector):
 
     def __init__(self, exponent: float) -> None:
         super().__init__()
-        if exponent == 0 or not math.isfinite(exponent):
+        if finite("Power", "exponent", exponent) == 0:
             raise ValueError(f"Power: exponent is {exponent}, wanted finite and not 0")
         self.exponent = exponent
 
@@ -199,10 +200,9 @@ class ScaleShift(Bijector):
         domain: constraints.Constraint = constraints.real,
     ) -> None:
         super().__init__()
+        tensors = [as_floating("ScaleShift", name, v) for name, v in (("scale", scale), ("shift", shift))]
         self.domain = domain
         self.codomain = _image(scale, shift, domain)
-        dtype = torch.get_default_dtype()
-        tensors = [torch.as_tensor(v, dtype=None if isinstance(v, Tensor) else dtype) for v in (scale, shift)]
         try:
             self.shape = torch.broadcast_shapes(*(t.shape for t in tensors))
         except RuntimeError:

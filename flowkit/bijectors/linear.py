@@ -357,11 +357,15 @@ class PixelLinear(Bijector):
         log_det = self._log_det().sum() * self._pixels
         return log_det.to(log_term_dtype(value.dtype)).expand(value.shape[: value.ndim - self.in_ndim])
 
-    @staticmethod
-    def _mix(weight: Tensor, value: Tensor) -> Tensor:
+    def _mix(self, weight: Tensor, value: Tensor) -> Tensor:
+        # One product for the whole batch, not one for each example: (*views, C, batch * H * W).
+        batch, pixels = value.shape[: value.ndim - self.in_ndim], value.shape[-2:]
+        flat = value.reshape(math.prod(batch), *value.shape[-self.in_ndim : -2], self._pixels)
+        columns = flat.movedim(0, -2)
         # Autocast would round the map itself, not only its parameters.
         with full_precision(value.device.type):
-            return (weight.to(value.dtype) @ value.flatten(-2)).unflatten(-1, value.shape[-2:])
+            mixed = weight.to(value.dtype) @ columns.flatten(-2)
+        return mixed.unflatten(-1, columns.shape[-2:]).movedim(-2, 0).reshape(*batch, *flat.shape[1:-1], *pixels)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check_event("x", x, self.shape)

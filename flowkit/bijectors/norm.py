@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from flowkit.arguments import as_shape
+from flowkit.arguments import as_shape, finite
 from flowkit.errors import ShapeError
 from flowkit.functional.precision import log_term_dtype
 from flowkit.transform import Bijector
@@ -166,9 +166,9 @@ class BatchNorm(Norm):
 
     def __init__(self, shape: int | Sequence[int], momentum: float = 0.1, floor: float = 1e-5) -> None:
         super().__init__(shape)
-        if not 0 <= momentum <= 1:
+        if not 0 <= finite("BatchNorm", "momentum", momentum) <= 1:
             raise ValueError(f"BatchNorm: momentum is {momentum}, wanted from 0 to 1")
-        if not floor > 0:
+        if not finite("BatchNorm", "floor", floor) > 0:
             raise ValueError(f"BatchNorm: floor is {floor}, wanted above 0")
         self.momentum, self.floor = momentum, floor
         self.log_gain = nn.Parameter(torch.zeros(self.shape))

@@ -71,6 +71,10 @@ class PairColumns(Pair):
     Raises:
         ShapeError: for an odd width.
 
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, https://arxiv.org/abs/1902.00275; their code calls it a
+        checkerboard.
+
     >>> import torch
     >>> PairColumns()(torch.arange(4.0).reshape(1, 1, 4))[0].squeeze()
     tensor([[0., 2.],
@@ -206,6 +210,10 @@ class Squeeze(Rearrangement):
     Raises:
         ShapeError: if f does not divide the height, the width, or on the way back f^2 the channels.
         ValueError: if f is below 2.
+
+    Reference:
+        Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, section 3.6,
+        https://arxiv.org/abs/1605.08803.
 
     >>> import torch
     >>> Squeeze()(torch.arange(4.0).reshape(1, 2, 2))[0].squeeze()

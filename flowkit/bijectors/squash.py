@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from flowkit.arguments import finite
 from flowkit.functional.precision import log_term_dtype
 from flowkit.transform import Bijector
 
@@ -45,7 +46,7 @@ class Logit(Bijector):
 
     def __init__(self, margin: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= margin < 0.5:
+        if not 0 <= finite("Logit", "margin", margin) < 0.5:
             raise ValueError(f"Logit: margin is {margin}, wanted at least 0 and below 0.5")
         self.margin = margin
         self._width = 1 - 2 * margin

@@ -19,6 +19,7 @@ checkpoint. Ctrl-C and SIGTERM stop with a checkpoint.
   flowkit train flowpp-digits
   flowkit train flowpp-mnist data.path=mnist.npz
   flowkit train flowpp-cifar10 data.path=cifar-10-python.tar.gz batch=32 accumulate=4
+  flowkit train flowpp-mnist data.path=mnist.npz rate=2e-4 --from flowpp-mnist --out runs/longer
   torchrun --nproc-per-node 8 -m flowkit train flowpp-cifar10 data.path=...
 
 In the folder: log.jsonl and log.csv, curves.png, samples-*.png, checkpoints/, and at the end <config>.json, the card of
@@ -38,6 +39,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="other values than the recipe's: steps=100, model.filters=32, data.path=images.npz",
     )
     parser.add_argument("--out", type=Path, help="folder of the run (runs/<config>)")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="WEIGHTS",
+        help="start from trained weights, not from random ones: a name that flowkit info lists, or the path of a card",
+    )
     parser.add_argument("--fresh", action="store_true", help="refuse to go on from an earlier run in that folder")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--list", action="store_true", help="show the recipes, and leave")
@@ -75,6 +82,8 @@ def run(options: argparse.Namespace) -> int | None:
     out = options.out or Path("runs") / recipe.name
     split = recipe.images()
     torch.manual_seed(recipe.train.seed)
+    if options.start is not None:
+        recipe = recipe.starting_from(options.start)
     flow = recipe.flow()
     with processes(recipe.train.device) as ours:
         if any(ours.gather(options.fresh and ours.first and (out / "checkpoints").exists())):
@@ -111,4 +120,5 @@ def _command(options: argparse.Namespace) -> str:
         f"data.path={Path(text.partition('=')[2]).name}" if text.startswith("data.path=") else text
         for text in options.overrides
     ]
-    return shlex.join(["flowkit", "train", Path(options.config).name, *named])
+    start = [] if options.start is None else ["--from", Path(options.start).stem]
+    return shlex.join(["flowkit", "train", Path(options.config).name, *named, *start])

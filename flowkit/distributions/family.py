@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import as_shape, check_floating, count
+from flowkit.arguments import as_floating, as_shape, check_floating, count
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.precision import log_term_dtype
@@ -34,6 +34,13 @@ class Family(Distribution):
         own_ndim: how many rightmost dims of the event one piece takes: 0 if all elements are independent.
         trainable: whether the parameters are trained.
         params_shape: shape of what a net gives for one event under `Given`.
+
+    Shapes:
+        x: (*batch, *event_shape); log_prob: (*batch).
+
+    Raises:
+        ShapeError: if a parameter does not broadcast to the event, or x or a sample shape does not fit.
+        DomainError: if a positive parameter is not positive and finite, or x is not floating.
     """
 
     positive: tuple[str, ...] = ()
@@ -97,6 +104,7 @@ class Family(Distribution):
         return {name: self._value(name) for name in self._names}
 
     def is_positive(self, name: str) -> bool:
+        """Whether the parameter of this name is above 0, so that a net moves it by a factor."""
         return name in self.positive
 
     def moved_parameters(self, raw: Tensor) -> Parameters:
@@ -282,11 +290,11 @@ def as_parameter(owner: str, name: str, value: Any, shape: torch.Size) -> Tensor
     """`value` as a floating tensor that broadcasts to `shape`; the default dtype, but for floating tensors.
 
     Raises:
+        TypeError: if it is no number and no tensor.
         ShapeError: if it does not broadcast.
         DomainError: if it is not finite.
     """
-    kept = isinstance(value, Tensor) and value.is_floating_point()
-    tensor = torch.as_tensor(value, dtype=None if kept else torch.get_default_dtype())
+    tensor = as_floating(owner, name, value)
     try:
         tensor.expand(shape)
     except RuntimeError:

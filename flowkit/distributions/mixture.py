@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowkit.arguments import as_shape, whole
+from flowkit.arguments import as_shape, finite, whole
 from flowkit.distribution import drawn_with
 from flowkit.distributions.family import Family, Parameters, as_parameter
 from flowkit.distributions.location_scale import Normal
@@ -152,6 +152,7 @@ class MixtureOfNormals(Mixture):
     Raises:
         ValueError: for fewer than one component, or a spread that is not above 0.
         DomainError: if `scale` is not positive and finite.
+        ShapeError: if `event_shape` is none.
 
     >>> import torch
     >>> base = MixtureOfNormals((2,), components=8, spread=3.0)
@@ -170,7 +171,7 @@ class MixtureOfNormals(Mixture):
         event, count = as_shape(event_shape, "MixtureOfNormals: event_shape"), whole(components)
         if count is None or count < 1:
             raise ValueError(f"MixtureOfNormals: components is {components!r}, wanted a whole number of at least 1")
-        if not spread > 0:
+        if not finite("MixtureOfNormals", "spread", spread) > 0:
             raise ValueError(f"MixtureOfNormals: spread is {spread}, wanted above 0")
         super().__init__(Normal((count, *event), spread * torch.randn(count, *event), scale, trainable))
 

@@ -61,6 +61,9 @@ def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales:
     Raises:
         ShapeError: the three parameters do not all have shape (*x.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than x.
+
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
     """
     check_mixture("x", x, logits, means, log_scales)
     y, log_derivative, *_ = _Forward.apply(x, logits, means, log_scales)
@@ -94,6 +97,9 @@ def logit_mix_logistic_cdf_inverse(
     Raises:
         ShapeError: the three parameters do not all have shape (*y.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than y.
+
+    Reference:
+        Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
     """
     check_mixture("y", y, logits, means, log_scales)
     return _Inverse.apply(y, logits, means, log_scales)

@@ -64,6 +64,9 @@ def probit_mix_gaussian_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales
     Raises:
         ShapeError: the three parameters do not all have shape (*x.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than x.
+
+    Reference:
+        Meng, Song, Song, Ermon, "Gaussianization Flows", 2020, https://arxiv.org/abs/2003.01941.
     """
     check_mixture("x", x, logits, means, log_scales)
     return _Forward.apply(x, logits, means, log_scales)
@@ -94,6 +97,9 @@ def probit_mix_gaussian_cdf_inverse(
     Raises:
         ShapeError: the three parameters do not all have shape (*y.shape, K) with K >= 1.
         DomainError: an argument is not float32 or float64, or has another dtype than y.
+
+    Reference:
+        Meng, Song, Song, Ermon, "Gaussianization Flows", 2020, https://arxiv.org/abs/2003.01941.
     """
     check_mixture("y", y, logits, means, log_scales)
     return _Inverse.apply(y, logits, means, log_scales)

@@ -16,6 +16,7 @@ def log_term_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:
     """A context without autocast: for a product of a map itself, which rounding would change."""
-    if not torch.amp.is_autocast_available(device_type):  # the meta device
+    # torch before 2.9 traces no question for autocast; what is compiled runs on a device that has it.
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device_type):  # the meta device
         return nullcontext()
     return torch.autocast(device_type, enabled=False)

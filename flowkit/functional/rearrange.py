@@ -61,6 +61,10 @@ def squeeze(x: Tensor, factor: int = 2, color_fastest: bool = False) -> Tensor:
 
     Element (c, f y + dy, f x + dx) goes to channel c f^2 + f dy + dx (the order of `torch.pixel_unshuffle`), or, with
     `color_fastest`, to channel (f dy + dx) C + c (the order of TensorFlow's `space_to_depth`, and of Flow++).
+
+    Reference:
+        Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, section 3.6,
+        https://arxiv.org/abs/1605.08803.
     """
     height, width = x.shape[-2:]
     blocks = x.unflatten(-1, (width // factor, factor)).unflatten(-3, (height // factor, factor))

@@ -11,7 +11,11 @@ __all__ = ["flatten_batch", "sum_rightmost"]
 
 
 def sum_rightmost(value: Tensor, dims: int) -> Tensor:
-    """Sum over the `dims` rightmost dims; none for `dims=0`."""
+    """Sum over the `dims` rightmost dims; none for `dims=0`.
+
+    Shapes:
+        value: (*batch, *event of `dims` dims); the sum: (*batch).
+    """
     return value.sum(tuple(range(-dims, 0))) if dims else value
 
 

@@ -81,6 +81,9 @@ def rational_quadratic_spline(
         ShapeError: a parameter does not have the shape above.
         DomainError: an argument is not float32 or float64, or has another dtype than x.
         ValueError: for other tails, or an interval or a minimum that leaves no bins.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032.
     """
     _check("x", x, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
     inner, turns = _enter(x, lower, upper, tails)
@@ -124,6 +127,9 @@ def rational_quadratic_spline_inverse(
 
     Raises:
         ShapeError, DomainError, ValueError: as above.
+
+    Reference:
+        Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032.
     """
     _check("z", z, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
     inner, turns = _enter(z, lower, upper, tails)
@@ -234,7 +240,7 @@ def _knots(shares: Tensor, interval: tuple[float, float]) -> Tensor:
 
 def _bin(spline: _Spline, index: Tensor) -> _Bin:
     """The bin with this index, shape (*S, 1)."""
-    left, right = ([t.gather(-1, at).squeeze(-1) for t in spline[:3]] for at in (index, index + 1))
+    left, right = ([t.gather(-1, at).squeeze(-1) for t in (spline.x, spline.z, spline.d)] for at in (index, index + 1))
     (x0, z0, d0), (x1, z1, d1) = left, right
     return _Bin(x0, x1, z0, z1, d0, d1, spline.s.gather(-1, index).squeeze(-1))
 

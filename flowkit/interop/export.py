@@ -63,6 +63,7 @@ def export_from_latent(flow: Flow, context: Tensor | None = None) -> ExportedPro
 
     Raises:
         ShapeError: if the context does not fit.
+        TypeError: for what is no `Flow`.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
@@ -146,4 +147,5 @@ def _exported(module: nn.Module, *examples: Tensor) -> ExportedProgram:
     frozen = copy.deepcopy(module).eval().requires_grad_(False)
     # Without gradients from the outset: a `no_grad` inside would become a graph of its own for every block.
     with torch.no_grad():
-        return export(frozen, examples, dynamic_shapes=tuple({0: rows} for _ in examples))
+        # Traced and not compiled, as is torch's default from 2.9 on.
+        return export(frozen, examples, dynamic_shapes=tuple({0: rows} for _ in examples), strict=False)

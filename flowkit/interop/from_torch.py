@@ -53,6 +53,7 @@ def from_torch_distribution(
     Raises:
         ValueError: for a distribution made of tensors that were computed from parameters.
         ShapeError: for a module whose distribution does not begin with the context's batch.
+        TypeError: for what is neither a distribution nor a module.
 
     >>> import torch, flowkit as fk
     >>> from torch import nn
@@ -194,6 +195,7 @@ def from_torch_transform(transform: AnyTorchTransform, *, direction: str = "base
     Raises:
         ValueError: for a transform that is not bijective, another direction, or tensors that were computed from
             parameters.
+        TypeError: for what is no transform of torch.
 
     >>> import torch, flowkit as fk
     >>> from torch.distributions.transforms import StickBreakingTransform
@@ -310,7 +312,8 @@ class _Held(nn.Module):
         for name, kind in self._parts.items():
             held: Any = self._modules[name]
             attributes[name] = _made(held) if kind is None else kind(map(_made, held))
-        thing.__dict__.update(attributes)
+        for name, value in attributes.items():  # one by one: torch 2.7 compiles no update
+            thing.__dict__[name] = value
         return thing
 
     def extra_repr(self) -> str:

@@ -175,6 +175,8 @@ def as_torch_transform(
 
     Raises:
         NotExact: if the transform draws noise in a direction.
+        ShapeError: if the context has fewer dims than `context_ndim`.
+        TypeError: for what is no `Transform`.
         ValueError: for another direction.
 
     >>> import torch, flowkit as fk

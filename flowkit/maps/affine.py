@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowkit.arguments import finite
 from flowkit.functional.precision import log_term_dtype
 from flowkit.transform import Map
 
@@ -39,7 +40,7 @@ class Affine(Map):
 
     def __init__(self, log_scale_bound: float | None = None) -> None:
         super().__init__()
-        if log_scale_bound is not None and not log_scale_bound > 0:
+        if log_scale_bound is not None and not finite("Affine", "log_scale_bound", log_scale_bound) > 0:
             raise ValueError(f"Affine: log_scale_bound is {log_scale_bound}, wanted above 0 or None")
         self.log_scale_bound = log_scale_bound
 
@@ -47,13 +48,18 @@ class Affine(Map):
         bound = self.log_scale_bound
         return raw if bound is None else bound * torch.tanh(raw / bound)
 
+    def _split(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        # From the front: their gradients are then two blocks, and not interleaved, which convolutions would undo.
+        raw, shift = self.parameters_for(value, context).movedim(-1, 0).unbind(0)
+        return raw, shift
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raw, shift = self.parameters_for(x, context).unbind(-1)
+        raw, shift = self._split(x, context)
         log_scale = self._log_scale(raw)
         return x * log_scale.exp() + shift, log_scale.to(log_term_dtype(x.dtype))
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raw, shift = self.parameters_for(z, context).unbind(-1)
+        raw, shift = self._split(z, context)
         log_scale = self._log_scale(raw)
         return (z - shift) * (-log_scale).exp(), -log_scale.to(log_term_dtype(z.dtype))
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import constraints
 
-from flowkit.arguments import count, finite
+from flowkit.arguments import check_kind, count, finite
 from flowkit.functional.precision import log_term_dtype
 from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse, wrap
 from flowkit.transform import Map
@@ -69,7 +69,7 @@ class RationalQuadratic(Map):
         super().__init__()
         bins = count("RationalQuadratic", "bins", bins, least=2)
         slopes = {"linear": bins - 1, "circular": bins, "bounded": bins + 1}
-        if tails not in slopes:
+        if not isinstance(tails, str) or tails not in slopes:
             raise ValueError(f"RationalQuadratic: tails is {tails!r}, wanted one of {', '.join(slopes)}")
         ends = bound if isinstance(bound, tuple) else (bound,)
         if len(ends) > 2 or not ends:
@@ -83,9 +83,10 @@ class RationalQuadratic(Map):
             ("min_height", min_height, 1 / bins),
             ("min_slope", min_slope, 1),
         ):
-            if not 0 < minimum < limit:
+            if not 0 < finite("RationalQuadratic", name, minimum) < limit:
                 raise ValueError(f"RationalQuadratic: {name} is {minimum}, wanted above 0 and below {limit}")
         self.bins, self.lower, self.upper, self.tails = bins, lower, upper, tails
+        check_kind("RationalQuadratic", "shift", shift, bool, "True or False")
         if shift and tails != "circular":
             raise ValueError(f"RationalQuadratic: shift is True for {tails} tails, wanted circular ones")
         self.min_width, self.min_height, self.min_slope = min_width, min_height, min_slope

@@ -42,8 +42,11 @@ class ZeroConv2d(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        response = F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
-        return response * (self.rate * self.log_gain).exp()[:, None, None]
+        """The convolution of x: (batch, outputs, H, W)."""
+        # Into the weight, which is smaller than the response.
+        gain = (self.rate * self.log_gain).exp()
+        weight, bias = self.weight * gain.reshape(-1, 1, 1, 1), self.bias * gain
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def extra_repr(self) -> str:
         outputs, inputs, kernel, _ = self.weight.shape
@@ -59,6 +62,7 @@ class HalfNet(nn.Module):
         self.embed = nn.Linear(context, filters) if context else None
 
     def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:
+        """The parameters of the other half, (*batch, C, h, w, out)."""
         if tuple(half.shape[-3:]) != self.shape:
             raise ShapeError(f"{type(self).__name__}: half has shape {tuple(half.shape)}, wanted {batched(self.shape)}")
         batch = half.shape[:-3]
@@ -118,7 +122,8 @@ class ConvNet(HalfNet):
 
     def _read(self, x: Tensor, embedded: Tensor | None) -> Tensor:
         hidden = self.enter(x) if embedded is None else self.enter(x) + embedded
-        return self.exit(self.middle(hidden.relu()).relu())
+        # In place: nothing else reads these responses, and they are the largest tensors here.
+        return self.exit(self.middle(hidden.relu_()).relu_())
 
 
 class ResidualBlock(nn.Module):

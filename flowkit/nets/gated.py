@@ -49,6 +49,7 @@ class GatedConv(nn.Module):
         self.gate = Conv2d(2 * filters, 2 * filters, kernel, weight_norm=weight_norm, init_scale=0.1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x and what is added to it, (batch, filters, H, W)."""
         h = self.conv(concat_elu(x))
         if self.context is not None:
             h = h + self.context(concat_elu(context))  # type: ignore[arg-type]
@@ -66,6 +67,9 @@ class GatedAttention(nn.Module):
 
     Shapes:
         x: (batch, filters, H, W); positions: (filters, H, W); output as x.
+
+    Raises:
+        ValueError: if `filters` is no multiple of `heads`.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.2, https://arxiv.org/abs/1902.00275.
@@ -87,6 +91,7 @@ class GatedAttention(nn.Module):
         return mixed.transpose(-1, -2).flatten(1, 2).unflatten(-1, h.shape[2:])
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x and what is added to it, (batch, filters, H, W)."""
         return x + gate(self.gate(self.dropout(self._mix(self.project(x + positions)))))
 
 
@@ -208,6 +213,7 @@ class GatedConvAttention(nn.Module):
         self.exit = Conv2d(exit_filters, channels * out, 3, weight_norm=weight_norm, init_scale=0.1)
 
     def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:
+        """The parameters of the other half, (*batch, *shape, out)."""
         if tuple(half.shape[-3:]) != self.shape:
             raise ShapeError(f"GatedConvAttention: half has shape {tuple(half.shape)}, wanted {batched(self.shape)}")
         batch = half.shape[:-3]
@@ -237,7 +243,8 @@ class ImageContext(nn.Module):
         (..., context, 1, 1); output: (*batch, out, H, W/2).
 
     Raises:
-        ShapeError: if x does not fit.
+        ShapeError: if x or the context does not fit.
+        ValueError: if there is a context and no block to read it.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.1, https://arxiv.org/abs/1902.00275.
@@ -272,6 +279,7 @@ class ImageContext(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The context that is read off x."""
         if tuple(x.shape[-3:]) != self.shape:
             raise ShapeError(f"ImageContext: x has shape {tuple(x.shape)}, wanted {batched(self.shape)}")
         halves = pair_columns(x).flatten(-4, -3)

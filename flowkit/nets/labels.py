@@ -37,6 +37,7 @@ class ClassContext(nn.Module):
         self.embedding = nn.Embedding(self.classes, count("ClassContext", "out", out))
 
     def forward(self, labels: Tensor) -> Tensor:
+        """The embedded labels, (*batch, out, 1, 1)."""
         wanted = f"wanted integers from 0 to {self.classes - 1}"
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise DomainError(f"ClassContext: labels are {labels.dtype}, {wanted}")
@@ -72,6 +73,7 @@ class VectorContext(nn.Module):
         self.linear = nn.Linear(size, out)
 
     def forward(self, vector: Tensor) -> Tensor:
+        """The mapped vectors, (*batch, out, 1, 1)."""
         if vector.shape[-1:] != (self.size,):
             raise ShapeError(f"VectorContext: context has shape {tuple(vector.shape)}, wanted (*batch, {self.size})")
         return self.linear(vector)[..., None, None]

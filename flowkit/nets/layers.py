@@ -11,8 +11,7 @@ __all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate"]
 
 def concat_elu(x: Tensor) -> Tensor:
     """ELU of [x, -x], joined over channels: (batch, C, H, W) to (batch, 2C, H, W)."""
-    # In place, so that the backward pass keeps the result alone, which the next layer keeps in any case.
-    return F.elu(torch.cat([x, -x], dim=1), inplace=True)
+    return F.elu_(torch.cat([x, -x], dim=1))  # in place: backward keeps one tensor of this size and not two
 
 
 def gate(x: Tensor) -> Tensor:
@@ -22,9 +21,14 @@ def gate(x: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself."""
+    """Layer norm over the channels of (batch, C, H, W), at each pixel by itself.
+
+    Reference:
+        Ba, Kiros, Hinton, "Layer normalization", 2016, https://arxiv.org/abs/1607.06450.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each pixel of x (batch, channels, H, W) normalized over its channels, and scaled."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -66,15 +70,16 @@ class Conv2d(nn.Module):
     def _effective_weight(self) -> Tensor:
         if self.gain is None:
             return self.weight
-        squared = self.direction.square().sum((1, 2, 3), keepdim=True)
-        # The reference's floor under the squared norm, there for a direction of zeros.
-        return self.direction * (self.gain[:, None, None, None] * squared.clamp(min=1e-12).rsqrt())
+        # The reference's floor of 1e-12 under the squared norm, there for a direction of zeros.
+        norm = torch.linalg.vector_norm(self.direction, dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+        return self.direction * (self.gain.reshape(-1, 1, 1, 1) / norm)
 
     def _respond(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self._effective_weight()
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The convolution of x: (batch, outputs, H, W)."""
         return self._respond(x, self.bias)
 
     @torch.no_grad()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import broadcasts, count, nonlinearity, widths_of
+from flowkit.arguments import broadcasts, check_kind, count, nonlinearity, widths_of
 from flowkit.errors import ShapeError
 
 __all__ = ["MADE"]
 
 Groups = tuple[tuple[int, ...], ...]
+
+_FEW = 4  # outputs that a map reads one by one; interleaved, it would go through memory in steps
 
 
 class MADE(nn.Module):
@@ -51,6 +53,7 @@ class MADE(nn.Module):
     Raises:
         ShapeError: if the input or the context does not fit.
         ValueError: if the order is no permutation, or the adjacency has another shape or a circle in it.
+        TypeError: if the adjacency is no array, or `activation` makes no module.
 
     Reference:
         Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution Estimation", 2015,
@@ -211,12 +214,25 @@ class MADE(nn.Module):
         return bias + self.from_context(context.expand(*batch, self.context))
 
     def _at_once(self, value: Tensor, bias: Tensor) -> Tensor:
-        h = skip = self.layers[0](value, bias)
-        for k, layer in enumerate(self.layers[1:], 1):
-            h = layer(self._activated(h, k))
+        first, *others = self._stack
+        h = skip = first(value, bias)
+        for k, layer in enumerate(others, 1):
+            # In a residual net the sum goes on beside what a block makes of it.
+            h = self._activated(h, k, in_place=not self.residual or k % 2 == 0)
+            if k == len(others) and self.out <= _FEW:
+                return self._by_output(layer, h)
+            h = layer(h)
             if self.residual and k % 2 == 0:
                 h = skip = skip + h
         return h.unflatten(-1, (self.features, self.out))
+
+    def _by_output(self, layer: MaskedLinear, h: Tensor) -> Tensor:
+        """The last layer's response, in memory the first outputs of all features, then the second ones."""
+        weight, bias = (
+            t.unflatten(0, (self.features, self.out)).transpose(0, 1).flatten(0, 1)
+            for t in (layer.masked_weight(), layer.bias)
+        )
+        return F.linear(h, weight, bias).unflatten(-1, (self.out, self.features)).transpose(-1, -2)
 
     def _in_turn(self, value: Tensor, bias: Tensor, find: Callable[[Tensor], Tensor]) -> Tensor:
         # The rows of every layer by the step at which what they read is known: then what they read comes first, and
@@ -242,9 +258,11 @@ class MADE(nn.Module):
             known[0] = values = _joined(known[0], find(h.unflatten(-1, (len(group), self.out))))
         return values.index_select(-1, self._places)
 
-    def _activated(self, h: Tensor, k: int) -> Tensor:
-        """What layer k reads: residual blocks leave their sum as it is."""
-        return h if self.residual and k == len(self.layers) - 1 else self.activation(h)
+    def _activated(self, h: Tensor, k: int, *, in_place: bool = False) -> Tensor:
+        """What layer k reads: residual blocks leave their sum as it is. `in_place` where nothing else reads h."""
+        if self.residual and k == len(self.layers) - 1:
+            return h
+        return h.relu_() if in_place and type(self.activation) is nn.ReLU else self.activation(h)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, out={self.out}, groups={len(self.groups)}"
@@ -257,7 +275,8 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask.to(self.weight.device), persistent=False)
+        # Of the weight's dtype: a product with booleans takes four times as long.
+        self.register_buffer("mask", mask.to(self.weight), persistent=False)
 
     def masked_weight(self) -> Tensor:
         return self.weight * self.mask
@@ -288,6 +307,7 @@ def _joined(known: Tensor | None, new: Tensor) -> Tensor:
 
 def _reads_before(features: int, order: Sequence[int] | Tensor) -> Tensor:
     """(features, features): true at (i, j) where j comes before i."""
+    check_kind("MADE", "order", order, Iterable, "the features from first to last")
     listed = order.tolist() if isinstance(order, Tensor) else list(order)
     if sorted(listed) != list(range(features)):
         raise ValueError(f"MADE: order is {listed}, wanted each of 0 to {features - 1} once")

@@ -69,6 +69,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, last)
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:
+        """The output for `value`, (*batch, *out)."""
         batch = value.shape[: value.ndim - len(self.shape)]
         if value.shape[len(batch) :] != self.shape:
             raise ShapeError(f"MLP: input has shape {tuple(value.shape)}, wanted {batched(self.shape)}")

@@ -38,6 +38,7 @@ class Slice(Transform):
         ShapeError: if x does not have more than `keep` elements along the axis, or the rest is no event of the base.
         ValueError: if nothing is kept, `dim` is no axis of the base's event, the base has only a bound on its density,
             or an encoder or an a of these dims does not suit it.
+        TypeError: if the base is no `Distribution`, or the encoder no network.
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, section 3.6,

@@ -101,6 +101,7 @@ class TransformCase:
 
     @property
     def event_shape(self) -> torch.Size:
+        """Shape of one example."""
         return self.inputs.shape[1:]
 
     @property
@@ -109,6 +110,7 @@ class TransformCase:
         return not (self.transform.stochastic_forward or self.transform.stochastic_inverse)
 
     def generator(self, seed: int | None = None) -> torch.Generator:
+        """A new generator on the device of the examples, from the case's seed or another."""
         return torch.Generator(self.inputs.device).manual_seed(self.seed if seed is None else seed)
 
     def run(
@@ -189,6 +191,7 @@ class DistributionCase:
 
     @property
     def event_shape(self) -> torch.Size:
+        """Shape of one example."""
         return self.inputs.shape[1:]
 
     @property
@@ -205,9 +208,11 @@ class DistributionCase:
 
     @property
     def discrete(self) -> bool:
+        """Whether the events are integers."""
         return not self.inputs.is_floating_point()
 
     def generator(self, seed: int | None = None) -> torch.Generator:
+        """A new generator on the device of the examples, from the case's seed or another."""
         return torch.Generator(self.inputs.device).manual_seed(self.seed if seed is None else seed)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None, *, distribution: Distribution | None = None) -> Tensor:
@@ -218,6 +223,7 @@ class DistributionCase:
     def sample(
         self, shape: Sequence[int], context: Tensor | None = None, *, distribution: Distribution | None = None
     ) -> Tensor:
+        """Samples of the case's distribution or of another one, from the case's seed."""
         return (distribution or self.distribution).sample(shape, context, generator=self.generator())
 
     def batch(self, *shape: int) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,7 @@ from flowkit.functional.precision import log_term_dtype
 from flowkit.testing.case import Bounds, DistributionCase
 from flowkit.testing.finding import (
     ALARM,
+    DEGREE,
     DISTRIBUTION_PROPERTIES,
     INTEGRAL,
     LAW,
@@ -254,11 +255,13 @@ def integrates_to_one(case: DistributionCase) -> None:
 def samples_follow_density(case: DistributionCase) -> None:
     """Samples follow the density, by tests that in sum raise a false alarm in one of a million seeds.
 
-    Of one or two numbers: Kolmogorov's distance of 20,000 samples, in two dims along six directions, from the integral
-    of the density; what it may be is the bound of Dvoretzky, Kiefer, Wolfowitz and Massart, which holds for any
-    density. Of more numbers: for x drawn from p and any invertible map T, p(T x) |det T| / p(x) has mean 1, or less
-    where p has edges. With T a small shift or scaling, the mean of 20,000 such ratios may differ from 1 by so many of
-    its standard errors as a normal variable does.
+    Of one or two numbers: the integral of the density up to each of 20,000 samples, in two dims along six directions,
+    is uniform. Asked are Kolmogorov's distance, with the bound of Dvoretzky, Kiefer, Wolfowitz and Massart, and the
+    means of the Legendre polynomials up to degree 8 (Neyman's smooth test), with Bernstein's bound; both bounds hold
+    for any density. The distance tells what is local, the polynomials a wrong scale. Of more numbers: for x drawn from
+    p and any invertible map T, p(T x) |det T| / p(x) has mean 1, or less where p has edges. With T a small shift or
+    scaling, the mean of 20,000 such ratios may differ from 1 by so many of its standard errors as a normal variable
+    does.
     """
     tests = list(_along_lines(case) if _small(case) else _moved(case))
     for what, found, allowed in tests:
@@ -272,6 +275,16 @@ Test = tuple[str, float, Callable[[float], float]]  # what is measured, how much
 
 def _kolmogorov(rate: float) -> float:
     return math.sqrt(-math.log(rate / 2) / (2 * SAMPLES))
+
+
+def _bernstein(most: float) -> Callable[[float], float]:
+    """What the mean of so many variables of mean 0 and variance 1, none beyond `most`, exceeds at a given rate."""
+
+    def allowed(rate: float) -> float:
+        share = -math.log(rate / 2) / SAMPLES
+        return most * share / 3 + math.sqrt((most * share / 3) ** 2 + 2 * share)
+
+    return allowed
 
 
 def _sigmas(rate: float) -> float:
@@ -289,12 +302,23 @@ def _along_lines(case: DistributionCase) -> Iterator[Test]:
             uniform = _distribution_function((grid.points @ along), grid.mass, samples @ along).sort().values
             steps = (torch.arange(SAMPLES).to(uniform) + 0.5) / SAMPLES
             distance = (uniform - steps).abs().max().item() + 0.5 / SAMPLES
-            yield (
-                f"Kolmogorov's distance of {SAMPLES} samples{where}, seen along {direction}, from the integral of the "
-                "density",
-                distance,
-                _kolmogorov,
-            )
+            of_samples = f"of {SAMPLES} samples{where}, seen along {direction}, "
+            yield f"Kolmogorov's distance {of_samples}from the integral of the density", distance, _kolmogorov
+            for degree, polynomial in enumerate(_legendre(2 * uniform - 1, DEGREE), 1):
+                norm = math.sqrt(2 * degree + 1)
+                yield (
+                    f"the mean {of_samples}of Legendre's polynomial of degree {degree} in the integral of the density",
+                    norm * abs(polynomial.mean().item()),
+                    _bernstein(norm),
+                )
+
+
+def _legendre(t: Tensor, degree: int) -> Iterator[Tensor]:
+    """Legendre's polynomials of degree 1 to `degree`, by their recurrence."""
+    before, now = torch.ones_like(t), t
+    for k in range(1, degree + 1):
+        yield now
+        before, now = now, ((2 * k + 1) * t * now - k * before) / (k + 1)
 
 
 def _moved(case: DistributionCase) -> Iterator[Test]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from inspect import signature
 from pathlib import Path
@@ -17,6 +17,7 @@ from flowkit.train.data import Split, name_of, read
 from flowkit.train.loop import Settings
 from flowkit.zoo.flowpp import configuration
 from flowkit.zoo.loading import MODELS, build
+from flowkit.zoo.registry import tuples
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +36,8 @@ class Recipe:
         model: `name`, one of the functions of `flowkit.zoo`, and what it takes.
         data: what `flowkit.train.data.read` takes.
         train: the settings of the loop.
+        about: what the config says of itself.
+        start: trained weights that the model starts from; None for random ones.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Recipe:
     data: dict[str, Any]
     train: Settings
     about: str = field(default="", compare=False)
+    start: str | None = field(default=None, compare=False)
 
     def sizes(self) -> dict[str, Any]:
         """What makes the model, all of it: what a card calls its config.
@@ -55,12 +59,32 @@ class Recipe:
         return asdict(configuration(given.pop("config", "cifar10"), **given))
 
     def flow(self) -> Flow:
-        """The model, with random weights.
+        """The model, with random weights or those it starts from.
 
         Raises:
             ValueError: for an impossible size.
+            WeightsError: if the weights cannot be had.
         """
-        return build(self.model["name"], self.sizes())
+        return build(self.model["name"], self.sizes()) if self.start is None else zoo.load(self.start)
+
+    def starting_from(self, start: str) -> Recipe:
+        """The same, from trained weights: nothing is set from data, and optimizer and schedule begin anew.
+
+        Args:
+            start: a name of `flowkit.zoo.available`, or the path of a card.
+
+        Raises:
+            ValueError: for an unknown name, or weights of another model or size than the recipe's, naming what differs.
+            WeightsError: if the card is damaged.
+        """
+        card = zoo.card(start)
+        mine = {"model": self.model["name"], **self.sizes()}
+        theirs = {"model": card["model"], **{key: tuples(value) for key, value in card["config"].items()}}
+        for key in [*mine, *theirs]:
+            # A card of an earlier release lacks the sizes that came later, at their defaults.
+            if key in theirs and mine.get(key) != theirs[key]:
+                raise ValueError(f"{start}: {key} is {theirs[key]!r}, and that of the recipe {mine.get(key)!r}")
+        return replace(self, start=start, train=replace(self.train, init_batch=0))
 
     def images(self) -> Split:
         """The data.

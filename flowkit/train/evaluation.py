@@ -276,6 +276,7 @@ def evaluate(
         ValueError: for fewer than 2 images, settings below 1, a context that is missing, too long, too short or not
             taken, `uniform` and a flow whose noise is not variational, a score that is not finite, `against` a card of
             another protocol, or a file of scores that belongs to something else.
+        RuntimeError: if images are left without a score, because the processes were not given the same data.
 
     Reference:
         Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519.

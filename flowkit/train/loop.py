@@ -199,6 +199,7 @@ def fit(
         DomainError: at a loss or gradient that is not finite, naming the layer, after a checkpoint.
         CheckpointError: if there are checkpoints and none can be gone on from, or if one cannot be written.
         ValueError: if batch and processes do not fit, or a held-out image has no finite score.
+        KeyboardInterrupt: at a second Ctrl-C, which does not wait for the end of the step.
 
     Reference:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, appendix B, https://arxiv.org/abs/1902.00275.

@@ -52,6 +52,7 @@ def finish(
         "data_sha256": data_sha256(split.train)[0],
         "steps": trained.step,
         "batch": recipe.train.batch,
+        **_start(recipe),
         "seed": recipe.train.seed,
         "ema": recipe.train.ema,
         "peak_learning_rate": recipe.train.rate,
@@ -144,6 +145,14 @@ class Run:
             "training": training,
             "evaluation": None,
         }
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """What went before: the weights that the run started from, and how they had been trained."""
+    if recipe.start is None:
+        return {}
+    card = zoo.card(recipe.start)
+    return {"started_from": {"name": Path(recipe.start).stem, "sha256": card["sha256"], "training": card["training"]}}
 
 
 def _without_path(recipe: Recipe) -> dict[str, Any]:

@@ -175,6 +175,9 @@ class FlowppConfig:
         context_shape: in place of `classes`, (size,) or size of a vector that the whole model is conditional on; None
             for none.
         embedding: channels of the embedded class or vector.
+
+    Raises:
+        ValueError: for a size that is none, naming it, or sizes that do not go together.
     """
 
     shape: tuple[int, int, int] = (3, 32, 32)

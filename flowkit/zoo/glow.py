@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
 
 from flowkit.arguments import count, image_shape, vector_size
 from flowkit.bijectors import ActNorm, Conv1x1, Coupling, FromContext, LUConv1x1, Permute, ScaleShift, Squeeze
@@ -26,11 +27,27 @@ from flowkit.transform import Chain, Map, Transform
 __all__ = ["glow"]
 
 
+class SigmoidScale(nn.Module):
+    """The published code's scale of a coupling, sigmoid(raw + 2), where table 1 has exp(raw): below 1 in every step.
+
+    Off the data a trained net goes on straight, and then exp(raw) overflows: inf in one step is NaN in the next.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, half: Tensor, context: Tensor | None = None) -> Tensor:
+        raw, shift = self.net(half, context).unbind(-1)
+        return torch.stack([logsigmoid(raw + 2), shift], dim=-1)
+
+
 def step(shape: tuple[int, int, int], filters: int, *, additive: bool, lu: bool, context: int) -> Chain:
     """Figure 2a and table 1: activation norm per channel, an invertible 1x1 convolution, a coupling of channels."""
     c, h, w = shape
     map: Map = Additive() if additive else Affine()
-    net = ConvNet((c // 2, h, w), map.num_params, filters=filters, context=context)
+    net: nn.Module = ConvNet((c // 2, h, w), map.num_params, filters=filters, context=context)
+    net = net if additive else SigmoidScale(net)
     return Chain(norm=ActNorm((c, 1, 1)), mix=rotation(shape, lu), couple=Coupling(map, net, dim=-3))
 
 
@@ -86,8 +103,11 @@ class OfClass(nn.Module):
 
 
 def normal_of(net: nn.Module) -> Transform:
-    """To standard normals from those of a mean and a log-deviation that a net reads off the context."""
-    return FromContext(Affine(), net, event_ndim=3).inv
+    """To standard normals from those of a mean and a log-deviation that a net reads off the context.
+
+    The log-deviation stays within 7, for the reason that `SigmoidScale` has.
+    """
+    return FromContext(Affine(log_scale_bound=7.0), net, event_ndim=3).inv
 
 
 def prior(shape: tuple[int, int, int]) -> Distribution:
@@ -110,8 +130,9 @@ def glow(
     """Glow over integer images: at every scale squeeze, `steps` steps of flow, factor half of the channels out.
 
     The defaults are the paper's model of CIFAR-10 (K = 32 steps, L = 3 scales). Its couplings have the scale of the
-    paper, s = exp(log s); the published code takes sigmoid(log s + 2) for it. `log_prob` is one draw of a lower bound
-    (`exact` is False). A new model is to be initialized from data, `flowkit.initialize(flow, batch)`, and trained.
+    published code, sigmoid(raw + 2); exp(raw), as the paper writes it, overflows on images unlike those of the
+    training. `log_prob` is one draw of a lower bound (`exact` is False). A new model is to be initialized from data,
+    `flowkit.initialize(flow, batch)`, and trained.
 
     Args:
         shape: (C, H, W) of the images, H and W multiples of 2^scales.

@@ -82,7 +82,7 @@ def nice(
     features, couplings = count("nice", "features", features, 2), count("nice", "couplings", couplings)
     hidden = widths_of("nice", hidden)
     priors = {"logistic": Logistic, "normal": Normal}
-    if base not in priors:
+    if not isinstance(base, str) or base not in priors:
         raise ValueError(f"nice: base is {base!r}, wanted 'logistic' or 'normal'")
     context = vector_size("nice", context_shape)
     parts: dict[str, Transform] = {} if levels is None else {"dequantize": UniformDequantizer(levels)}

@@ -630,6 +630,74 @@ def test_sound_distributions_pass():
     check_distribution(flow, context=context)
 
 
+class Scaled(fk.Distribution):
+    """Samples of a family with a deviation of their own, against the density of the family itself."""
+
+    def __init__(self, family, factor, centres=(0.0,)):
+        super().__init__()
+        self.family, self.event_shape = family, family.event_shape
+        self.factor, self.centres = factor, centres
+
+    def log_prob(self, x, context=None, *, generator=None):
+        return self.family.log_prob(x)
+
+    def rsample(self, sample_shape=(), context=None, *, generator=None):
+        x = self.family.sample(sample_shape, generator=generator)
+        centres = x.new_tensor(self.centres)
+        centre = centres[(x[..., None] - centres).abs().argmin(-1)]
+        return centre + self.factor * (x - centre)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+@pytest.mark.parametrize(
+    ("family", "centres"),
+    [
+        (fk.Normal((1,)), (0.0,)),
+        (fk.StudentT((1,), df=1.0), (0.0,)),
+        (fk.Mixture(fk.Normal((2, 1), loc=torch.tensor([[-5.0], [5.0]]))), (-5.0, 5.0)),
+        (fk.Logistic((2,)), (0.0,)),
+        (fk.Normal((8,)), (0.0,)),
+    ],
+    ids=["normal", "cauchy", "two-modes", "two-dims", "eight-dims"],
+)
+def test_a_scale_that_is_a_tenth_off_is_seen(family, centres, factor):
+    check = DISTRIBUTION_PROPERTIES["samples_follow_density"]
+    for seed in range(5):
+        check(DistributionCase.of(Scaled(family, 1.0, centres), seed=seed))
+        with pytest.raises(ConformanceError):
+            check(DistributionCase.of(Scaled(family, factor, centres), seed=seed))
+
+
+class NoisySolver(fk.Bijector):
+    """Steep, and its inverse is solved to a fixed tolerance of 1e-6: the slope is no excuse."""
+
+    in_ndim = out_ndim = 0
+
+    def forward(self, x, context=None):
+        return 1000 * x, in_full(torch.full_like(x, math.log(1000.0)))
+
+    def inverse(self, z, context=None):
+        return (z / 1000 / 1e-6).round() * 1e-6 + 0 * z, in_full(torch.full_like(z, -math.log(1000.0)))
+
+
+def test_a_noisy_inverse_does_not_excuse_itself():
+    with pytest.raises(ConformanceError) as caught:
+        check_transform(NoisySolver(), event_shape=(3,), skip=["compiles"])
+    assert caught.value.property == "law_1"
+
+
+@pytest.mark.parametrize("part", [fk.ScaleShift(1e-6, 1e6), fk.ScaleShift(1e6, -1e12), fk.Tanh()], ids=repr)
+def test_an_ill_conditioned_part_passes(part):
+    check_transform(part, event_shape=(3,), skip=["compiles"])
+
+
+def test_a_chain_that_loses_digits_on_the_way_fails():
+    chain = fk.Chain(fk.ScaleShift(1e-6, 1e6), fk.ScaleShift(1e6, -1e12))
+    with pytest.raises(ConformanceError) as caught:
+        check_transform(chain, event_shape=(3,), skip=["compiles"])
+    assert caught.value.property == "law_1"
+
+
 def test_a_message_names_what_fails_besides():
     with pytest.raises(ConformanceError, match="It fails besides: law_2.") as caught:
         check_transform(make(SignFlippedBackwards), **arguments(SignFlippedBackwards), skip=["log_term"])

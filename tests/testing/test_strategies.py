@@ -1,11 +1,12 @@
 """What hypothesis draws lies in its set, reaches the ends, and makes chains that keep the laws."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 import torch
-from hypothesis import find, given
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from torch.distributions import constraints
 
@@ -86,3 +87,23 @@ def test_without_hypothesis_the_extra_is_named():
     script = "import sys; sys.modules['hypothesis'] = None; import flowkit.testing; import flowkit.testing.strategies"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "pip install 'flowkit[testing]'" in done.stderr
+
+
+@pytest.mark.skipif(not settings.default.derandomize, reason="the thorough profile is to draw what it likes")
+def test_examples_of_the_quick_profile_do_not_depend_on_what_is_imported(tmp_path, monkeypatch):
+    def drawn():
+        found = []
+
+        @settings(max_examples=200, derandomize=True, database=None)
+        @given(seed=strategies.seeds())
+        def keep(seed):
+            found.append(seed)
+
+        keep()
+        return found
+
+    before = drawn()
+    (tmp_path / "constants_of_its_own.py").write_text(f"NUMBERS = {list(range(100, 160))}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("constants_of_its_own")
+    assert drawn() == before

@@ -263,3 +263,22 @@ def test_images_of_another_shape_are_refused(tmp_path, capsys):
     assert main(["train", "flowpp-mnist", f"data.path={tmp_path / 'a.npz'}", "--out", str(tmp_path / "run")]) == 1
     assert "x has shape (40, 1, 8, 8), wanted" in capsys.readouterr().err
     assert torch.is_grad_enabled()
+
+
+def test_training_goes_on_from_trained_weights(tmp_path):
+    few = ["steps=1", "batch=8", "rate=0", "warmup=0"]
+    assert main(["train", "flowpp-digits", *few, "--from", "flowpp-digits", "--out", str(tmp_path), "--quiet"]) == 0
+    card, before = fk.zoo.card(tmp_path / "flowpp-digits.json"), fk.zoo.card("flowpp-digits")
+    # A step of rate 0 from them leaves them as they are: nothing was set from data either.
+    assert card["evaluation"]["state_sha256"] == before["evaluation"]["state_sha256"]
+    assert card["training"]["started_from"]["sha256"] == before["sha256"]
+    assert card["training"]["started_from"]["training"]["steps"] == 4000
+    assert card["training"]["command"].endswith("--from flowpp-digits")
+
+
+def test_weights_of_another_size_are_no_start(tmp_path, capsys):
+    told = ["train", "flowpp-digits", "model.filters=8", "--from", "flowpp-digits", "--out", str(tmp_path)]
+    assert main(told) == 1
+    assert "flowpp-digits: filters is 24, and that of the recipe 8" in capsys.readouterr().err
+    assert main(["train", "flowpp-digits", "--from", "absent"]) == 1
+    assert "'absent', wanted one of flowpp-digits" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Glow: what is its own."""
 
+import math
+
 import pytest
 import torch
 
@@ -47,15 +49,39 @@ def test_parameters_are_those_of_the_published_code_but_for_its_padding_channel(
 
 @pytest.mark.parametrize("lu", [False, True])
 def test_it_starts_as_rotations_of_channels(lu):
-    """All couplings and priors start at 0, so that the latents are the squeezed image turned: lengths stay."""
+    """All nets start at 0, so that the latents are the squeezed image turned: lengths stay."""
     torch.manual_seed(0)
-    flow = glow(**{**TINY, "scales": 1}, lu=lu, learned_prior=False).double()
+    flow = glow(**{**TINY, "scales": 1}, coupling="additive", lu=lu, learned_prior=False).double()
     mixed = after_dequantizer(flow)
     x = torch.rand(5, 1, 4, 4).double()
     z, term = mixed.transform(x)
     squeezed, _ = fk.Squeeze()(x - 0.5)
     torch.testing.assert_close(z.norm(dim=-3), squeezed.norm(dim=-3), rtol=1e-5, atol=0)  # rotations in float32
     assert term.abs().max() < 1e-5 and not torch.allclose(z, squeezed)
+
+
+def test_couplings_start_with_the_scale_of_the_published_code():
+    couple = glow(**TINY).double().transform["scale1"]["steps"][0]["couple"]
+    x = torch.randn(3, 4, 2, 2).double()
+    z, term = couple(x)
+    torch.testing.assert_close(z[:, 2:] / x[:, 2:], torch.full((3, 2, 2, 2), 1 / (1 + math.exp(-2))).double())
+    torch.testing.assert_close(term, torch.full((3,), -8 * math.log1p(math.exp(-2))).double())
+
+
+def test_no_image_breaks_a_trained_model():
+    """Images unlike those of the training: with scales of exp(raw) the density was NaN after 100 steps."""
+    torch.manual_seed(0)
+    flow = glow((1, 4, 4), levels=7, scales=2, steps=6, filters=8)
+    trained(flow, images(64))
+    board = (torch.arange(4)[:, None] + torch.arange(4)) % 2 * 6
+    strange = [torch.randint(7, (32, 1, 4, 4)), 6 - images(16), board.expand(1, 1, 4, 4)]
+    nets = [net for net in flow.modules() if isinstance(net, fk.nets.ConvNet)]
+    for gain in (1.0, 10.0, 100.0):  # as of a training that went on for long
+        with torch.no_grad():
+            for net in nets:
+                next(net.parameters()).mul_(gain)
+        for x in strange:
+            assert bool(flow.log_prob(x).isfinite().all()), gain
 
 
 def test_the_lu_form_starts_as_the_rotation_it_was_made_from():
@@ -108,14 +134,15 @@ def test_both_directions_and_the_jacobian(sizes):
 
 
 def test_what_is_factored_out_is_normal_given_what_is_kept():
-    """Mean and log-deviation as the net gives them, of the second half of the channels."""
+    """Mean and log-deviation as the net gives them, of the second half of the channels; the latter kept within 7."""
     flow = tiny()
     factor_out = flow.transform["factor_out1"]
     h = torch.randn(5, 4, 2, 2).double()
     kept, term = factor_out(h)
     assert torch.equal(kept, h[:, :2])
-    log_deviation, mean = factor_out.base.transform.transform.net(kept).unbind(-1)
-    assert mean.abs().max() > 0 and log_deviation.abs().max() > 0
+    raw, mean = factor_out.base.transform.transform.net(kept).unbind(-1)
+    assert mean.abs().max() > 0 and raw.abs().max() > 0
+    log_deviation = 7 * (raw / 7).tanh()
     wanted = torch.distributions.Normal(mean, log_deviation.exp()).log_prob(h[:, 2:]).sum((1, 2, 3))
     torch.testing.assert_close(term, wanted)
 
@@ -142,7 +169,7 @@ def test_keys_are_frozen():
     wanted = {"transform.center.scale": (), "transform.center.shift": ()}
     wanted |= {"transform.prior.gain": (8, 1, 1), "transform.prior.bias": (8, 1, 1)}
     for i, n in ((1, 4), (2, 8)):
-        step, net = f"transform.scale{i}.steps.0", f"transform.scale{i}.steps.0.couple.conditioner"
+        step, net = f"transform.scale{i}.steps.0", f"transform.scale{i}.steps.0.couple.conditioner.net"
         wanted |= {f"{step}.norm.gain": (n, 1, 1), f"{step}.norm.bias": (n, 1, 1), f"{step}.mix.weight": (n, n)}
         wanted |= {f"{net}.enter.direction": (4, n // 2, 3, 3), f"{net}.middle.direction": (4, 4, 1, 1)}
         wanted |= {f"{net}.{layer}.{name}": (4,) for layer in ("enter", "middle") for name in ("gain", "bias")}

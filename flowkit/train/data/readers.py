@@ -238,7 +238,7 @@ def idx(path: str | Path) -> np.ndarray:
         DataError: if it is none, cut short, or not of unsigned bytes.
 
     Reference:
-        LeCun, Cortes, Burges, "The MNIST database of handwritten digits".
+        LeCun, Cortes, Burges, "The MNIST database of handwritten digits", 1998.
     """
     path = Path(path)
     zipped = path.suffix == ".gz"
