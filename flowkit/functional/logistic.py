@@ -21,6 +21,7 @@ so derivatives of any order exist, in `torch.func` too.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,21 +29,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowkit.functional.eager import steered_by_values
-from flowkit.functional.logistic_linear import (
-    Sums,
-    fused_backward,
-    fused_forward,
-    fused_solve,
-    tiled_backward,
-    tiled_forward,
-    tiled_solve,
-)
+from flowkit.functional.logistic_fused import fused_backward, fused_forward, fused_solve
+from flowkit.functional.logistic_linear import Sums, tiled_backward, tiled_forward, tiled_solve
 from flowkit.functional.mixture import batch_first, check_mixture, largest, quantile_bracket
 from flowkit.functional.rootfind import solve_increasing
 
 __all__ = ["logit_mix_logistic_cdf", "logit_mix_logistic_cdf_inverse"]
 
-_FIXED_ITERATIONS = {torch.float32: 26, torch.float64: 30}  # where they cannot: mapped, fake, exported or on a GPU
+_FIXED_ITERATIONS = {torch.float32: 26, torch.float64: 30}  # where values cannot stop them: fake or exported
+_HAS_TRITON = find_spec("triton") is not None
+_MOST_COMPONENTS = 512  # that a Triton kernel holds in registers
 
 
 def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +110,18 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, ...]:
-        inputs = (x, logits, means, log_scales)
+        inputs = [x, logits, means, log_scales]
         if steered_by_values(*inputs):
             y, log_derivative, sums = tiled_forward(*inputs)
         elif _fused(x):
             y, log_derivative, sums = fused_forward(*inputs)
         else:
-            y, log_derivative = _log_space(*inputs)
+            if _on_gpu(x, logits):
+                from flowkit.functional.logistic_triton import triton_forward
+
+                y, log_derivative = triton_forward(x, inputs[1:])
+            else:
+                y, log_derivative = _log_space(*inputs)
             sums = Sums(*(torch.zeros_like(x) for _ in range(3)))
         return y, log_derivative, *sums
 
@@ -137,6 +138,10 @@ class _Forward(torch.autograd.Function):
                 return tiled_backward(grad_y, grad_log, Sums(below, above, slope), *inputs)
             if _fused(grad_y):
                 return fused_backward(grad_y, grad_log, Sums(below, above, slope), *inputs)
+            if _on_gpu(grad_y, inputs[1]):
+                from flowkit.functional.logistic_triton import triton_backward
+
+                return triton_backward(grad_y, grad_log, inputs[0], inputs[1:])
         return _pull_back(grad_y, grad_log, *inputs)
 
     @staticmethod
@@ -153,14 +158,25 @@ def _fused(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu"
 
 
+def _on_gpu(x: Tensor, logits: Tensor) -> bool:
+    """Whether the Triton kernels serve."""
+    on_gpu = _HAS_TRITON and x.device.type == "cuda" and not torch.compiler.is_exporting()
+    return on_gpu and logits.shape[-1] <= _MOST_COMPONENTS
+
+
 class _Inverse(torch.autograd.Function):
     """(y, logits, means, log_scales) -> (x, log dx/dy); saves its inputs and outputs."""
 
     @staticmethod
     def forward(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = (y, logits, means, log_scales)
-        solve = tiled_solve if steered_by_values(*inputs) else fused_solve if _fused(y) else _solve
-        x, log_derivative = solve(*inputs)
+        inputs = [y, logits, means, log_scales]
+        if _on_gpu(y, logits):
+            from flowkit.functional.logistic_triton import triton_solve
+
+            x, log_derivative = triton_solve(y, inputs[1:])
+        else:
+            solve = tiled_solve if steered_by_values(*inputs) else fused_solve if _fused(y) else _solve
+            x, log_derivative = solve(*inputs)
         # A bracket of NaN can leave a number at its start; the slope there tells.
         return torch.where(log_derivative.isnan(), log_derivative, x), log_derivative
 

@@ -1,17 +1,17 @@
 """The mixture-of-logistics CDF at speed: three exponentials per component, in linear space.
 
 Linear space holds the digits of nearly all elements; those that it does not hold, far out or between sharp components,
-are done again in log space. In eager mode on a CPU the work goes through tiles that stay in cache, and such elements
-are gathered. Under the compiler, which fuses everything into one pass, log space is for the whole call or not at all.
+are done again in log space. The work goes through tiles that stay in cache, and such elements are gathered.
 
-`flowkit.functional.logistic` has the functions that users call, and the reference.
+`flowkit.functional.logistic` has the functions that users call, and the reference; `logistic_fused` is for the
+compiler.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,23 +20,40 @@ from torch import Tensor
 from flowkit.functional.mixture import largest, quantile_bracket
 from flowkit.functional.rootfind import solve_increasing
 
-__all__ = ["Sums", "fused_backward", "fused_forward", "fused_solve", "tiled_backward", "tiled_forward", "tiled_solve"]
+__all__ = [
+    "Mixture",
+    "Sums",
+    "differentiate_linear",
+    "evaluate_linear",
+    "gradients_of",
+    "mend",
+    "mend_gradients",
+    "mixture_from",
+    "mixture_of",
+    "solve_flat",
+    "start_of",
+    "tiled_backward",
+    "tiled_forward",
+    "tiled_solve",
+    "tiles",
+]
 
 _ITERATIONS = 100  # a limit: iterations stop by themselves
-_TILE = 131072  # components per tile and thread: few enough to stay in the cache, enough to make up for 40 calls
-_MANY = 0.3  # of the elements of a tile: to do all of them in log space is faster than to gather some
+_TILE = 98304  # components per tile and thread: few enough to stay in the cache, enough to make up for 40 calls
+_SEARCHES = 2  # tiles at once: what is left of them becomes less
+_MANY = 0.15  # of a tile: as many elements are done faster in log space with all others than gathered
 _LOG2_E = 1 / math.log(2)
 _CUT = {torch.float32: 60.0, torch.float64: 600.0}  # exp(-cut) is a normal number: denormal ones take 100 times as long
 
 
-class _Mixture(NamedTuple):
+class Mixture(NamedTuple):
     """What is computed once for many elements: shape (K, *S), and (*S) for the last."""
 
-    logits: Tensor  # the largest is 0; in octaves: powers of 2
-    weights: Tensor  # 2^logits
+    logits: Tensor
+    weights: Tensor  # exp(logits)
     means: Tensor
     log_scales: Tensor
-    rates: Tensor  # exp(-log_scales), in octaves
+    rates: Tensor  # exp(-log_scales) log2(e): distances from the means in octaves, powers of 2
     negligible: Tensor  # densities below this may consist of what the cut let in
 
 
@@ -51,8 +68,8 @@ class Sums(NamedTuple):
 def tiled_forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Sums]:
     """y, log dy/dx and the sums, tile by tile."""
     y, log_derivative, sums = torch.empty_like(x), torch.empty_like(x), Sums(*(torch.empty_like(x) for _ in range(3)))
-    for tile in _tiles(x.shape, parameters[0].shape[-1]):
-        found = _evaluate(x[tile], _mixture_of(tile, parameters))
+    for tile in tiles(x.shape, parameters[0].shape[-1]):
+        found = _evaluate(x[tile], mixture_of(tile, parameters))
         for whole, part in zip((y, log_derivative, *sums), (*found[:2], *found[2]), strict=True):
             whole[tile] = part
     return y, log_derivative, sums
@@ -63,113 +80,49 @@ def tiled_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and of the parameters, tile by tile."""
     grads = [torch.empty_like(t) for t in (x, *parameters)]
-    for tile in _tiles(x.shape, parameters[0].shape[-1]):
-        on_x, *on_parameters = (t[tile] for t in grads)
-        into = (on_x, *(t.movedim(-1, 0) for t in on_parameters))
+    for tile in tiles(x.shape, parameters[0].shape[-1]):
+        into, mixture = gradients_of(tile, grads), mixture_of(tile, parameters)
         on_y, on_log, here, *of_tile = (t[tile] for t in (grad_y, grad_log, x, *sums))
-        _differentiate(on_y, on_log, here, _mixture_of(tile, parameters), Sums(*of_tile), into)
+        outside = of_tile[-1] == 0
+        count = int(outside.count_nonzero())
+        if count <= _MANY * outside.numel():
+            differentiate_linear(on_y, on_log, here, mixture, Sums(*of_tile), into)
+        if count:
+            mend_gradients(outside, count, into, on_y, on_log, here, mixture)
     return tuple(grads)  # type: ignore[return-value]
 
 
 def tiled_solve(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
     """x and log dx/dy, tile by tile; what has converged is dropped on the way."""
     x, log_derivative = torch.empty_like(y), torch.empty_like(y)
-    for tile in _tiles(y.shape, parameters[0].shape[-1]):
-        here, mixture = y[tile], _flat(_mixture_of(tile, parameters))
-        target = here.reshape(-1)
-        root, log_slope = solve_increasing(
-            lambda guess, *left: _evaluate(guess, _Mixture(*left))[:2],
-            target,
-            *_start(target, mixture),
-            mixture,
-            iterations=_ITERATIONS,
-            compact=True,
-        )
-        x[tile], log_derivative[tile] = root.view(here.shape), -log_slope.view(here.shape)
+    for tile in tiles(y.shape, parameters[0].shape[-1], _SEARCHES):
+        mixture = _flat(mixture_of(tile, parameters))
+        target = y[tile].flatten()
+        root, log_slope = solve_flat(target, *start_of(target, mixture), mixture)
+        x[tile], log_derivative[tile] = root.view(y[tile].shape), -log_slope.view(y[tile].shape)
     return x, log_derivative
 
 
-def fused_forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Sums]:
-    """y, log dy/dx and the sums, for the compiler."""
-    parameters = _apart(*parameters)
-    y, log_derivative, sums = _evaluate_linear(x, _mixture(*parameters))
-
-    def in_log_space(*operands: Tensor) -> tuple[Tensor, ...]:
-        _, _, _, x, *parameters = operands
-        return (*_evaluate_log(x, _mixture(*parameters)), torch.zeros_like(x))
-
-    # Parameters, not what was made of them: it would have to be written down to be handed over.
-    y, log_derivative, slope = _linear_or_log(in_log_space, y, log_derivative, sums.slope, x, *parameters)
-    return y, log_derivative, sums._replace(slope=slope)
-
-
-def fused_backward(
-    grad_y: Tensor, grad_log: Tensor, sums: Sums, x: Tensor, *parameters: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and of the parameters, for the compiler."""
-
-    def in_linear_space(*operands: Tensor) -> tuple[Tensor, ...]:
-        grad_y, grad_log, below, above, slope, x, *parameters = operands
-        return _alike(_differentiate_linear(grad_y, grad_log, x, _mixture(*parameters), Sums(below, above, slope)))
-
-    def in_log_space(*operands: Tensor) -> tuple[Tensor, ...]:
-        grad_y, grad_log, _, _, _, x, *parameters = operands
-        return _alike(_differentiate_log(grad_y, grad_log, x, _mixture(*parameters)))
-
-    grad_x, *grads = torch.cond(
-        (sums.slope > 0).all(), in_linear_space, in_log_space, (grad_y, grad_log, *sums, x, *_apart(*parameters))
-    )
-    return grad_x, *(t.movedim(0, -1) for t in grads)
-
-
-def fused_solve(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """x and log dx/dy, for the compiler."""
-    mixture = _mixture(*_apart(*parameters))
-
-    def in_log_space(*operands: Tensor) -> tuple[Tensor, ...]:
-        _, _, _, x, *mixture = operands
-        return (*_evaluate_log(x, _Mixture(*mixture)), torch.zeros_like(x))
-
-    def evaluate(x: Tensor, *mixture: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_derivative, sums = _evaluate_linear(x, _Mixture(*mixture))
-        y, log_derivative, _ = _linear_or_log(in_log_space, y, log_derivative, sums.slope, x, *mixture)
-        return y, log_derivative
-
-    x, log_slope = solve_increasing(evaluate, y, *_start(y, mixture), mixture, iterations=_ITERATIONS, compact=False)
-    return x, -log_slope
-
-
-def _linear_or_log(
-    in_log_space: Callable[..., tuple[Tensor, ...]],
-    y: Tensor,
-    log_derivative: Tensor,
-    slope: Tensor,
-    x: Tensor,
-    *operands: Tensor,
-) -> tuple[Tensor, ...]:
-    """What linear space found, if it holds the digits of every element; else all of them in log space."""
-    return torch.cond(
-        (slope > 0).all(),
-        lambda *operands: _alike(operands[:3]),
-        lambda *operands: _alike(in_log_space(*operands)),
-        (*_alike((y, log_derivative, slope, x)), *operands),
+def solve_flat(
+    target: Tensor, lower: Tensor, upper: Tensor, start: Tensor, resolution: Tensor, mixture: Mixture
+) -> tuple[Tensor, Tensor]:
+    """x and log dy/dx of N elements, each until it has converged."""
+    return solve_increasing(
+        lambda guess, *left: _evaluate(guess, Mixture(*left))[:2],
+        target,
+        lower,
+        upper,
+        start,
+        resolution,
+        mixture,
+        iterations=_ITERATIONS,
+        compact=True,
     )
 
 
-def _alike(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copies with the strides of their shapes, which the branches must share; `contiguous` leaves sizes of 1 theirs."""
-    return tuple(t.clone(memory_format=torch.contiguous_format) for t in results)
-
-
-def _apart(logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameters with components in front. Nets give all three as views of one tensor, which no branch may take."""
-    logits, means, log_scales = (t.movedim(-1, 0) for t in (logits, means, log_scales))
-    return _alike((logits - logits.amax(0), means, log_scales))  # type: ignore[return-value]
-
-
-def _tiles(shape: torch.Size, components: int) -> Iterator[tuple[slice, ...]]:
+def tiles(shape: torch.Size, components: int, several: int = 1) -> Iterator[tuple[slice, ...]]:
     """Indices that cut a tensor of this shape into tiles, whole in the last dimensions."""
-    room = _TILE * torch.get_num_threads() // components
+    room = several * _TILE * torch.get_num_threads() // components
     cuts: list[list[slice]] = []
     for size in reversed(shape):
         step = max(1, min(size, room))
@@ -178,25 +131,30 @@ def _tiles(shape: torch.Size, components: int) -> Iterator[tuple[slice, ...]]:
     return itertools.product(*reversed(cuts))
 
 
-def _mixture_of(tile: tuple[slice, ...], parameters: tuple[Tensor, ...]) -> _Mixture:
+def gradients_of(tile: tuple[slice, ...], grads: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Where the gradients of a tile go, with the components in front."""
+    on_x, *on_parameters = (t[tile] for t in grads)
+    return on_x, *(t.movedim(-1, 0) for t in on_parameters)
+
+
+def mixture_of(tile: tuple[slice, ...], parameters: Sequence[Tensor]) -> Mixture:
     """The mixtures of a tile: the parameters as they lie, unless components lie side by side."""
     views = (t[tile].movedim(-1, 0) for t in parameters)
     logits, means, log_scales = (t.contiguous() if t.stride(0) == 1 else t for t in views)
-    return _mixture(logits - logits.amax(0), means, log_scales)
+    return mixture_from(logits, means, log_scales)
 
 
-def _mixture(logits: Tensor, means: Tensor, log_scales: Tensor) -> _Mixture:
-    """What is computed once, from parameters of shape (K, *S); the largest of the logits is 0."""
-    logits = logits * _LOG2_E
-    weights = logits.clamp(min=-_CUT[logits.dtype] * _LOG2_E).exp2_()
+def mixture_from(logits: Tensor, means: Tensor, log_scales: Tensor) -> Mixture:
+    """What is computed once, from parameters of shape (K, *S)."""
+    cut, numbers = _CUT[logits.dtype] * _LOG2_E, torch.finfo(logits.dtype)
+    weights = (logits * _LOG2_E).clamp_(-cut, cut).exp2_()
     rates = _exp_of_minus(log_scales).mul_(_LOG2_E)
-    numbers = torch.finfo(logits.dtype)
-    negligible = (_floor(logits) * rates.amax(0)).clamp_(min=numbers.tiny / numbers.eps)
-    return _Mixture(logits, weights, means, log_scales, rates, negligible)
+    negligible = (_floor(logits) * log_scales.amin(0).neg_().exp_()).clamp_(min=numbers.tiny / numbers.eps)
+    return Mixture(logits, weights, means, log_scales, rates, negligible)
 
 
 def _exp_of_minus(x: Tensor) -> Tensor:
-    """e^-x within two units in the last place, by exp2: exp may be that of MKL, four times as slow on AMD."""
+    """e^-x within two units in the last place, by exp2, as exp may be that of MKL: on AMD four times as long."""
     if torch.compiler.is_compiling():
         return x.neg().exp()
     octaves = x * -_LOG2_E
@@ -211,21 +169,22 @@ def _floor(logits: Tensor) -> float:
     return 2 * len(logits) * math.exp(-_CUT[logits.dtype]) / torch.finfo(logits.dtype).eps
 
 
-def _flat(mixture: _Mixture) -> _Mixture:
-    """The mixtures of N elements in one row."""
-    return _Mixture(*(t.flatten(1).contiguous() for t in mixture[:-1]), mixture.negligible.flatten())
+def _flat(mixture: Mixture) -> Mixture:
+    """The mixtures of N elements in one row; a tile of no dims is one element."""
+    return Mixture(*(t.unsqueeze(-1).flatten(t.ndim - mixture.negligible.ndim).contiguous() for t in mixture))
 
 
-def _select(mixture: _Mixture, index: Tensor) -> _Mixture:
-    return _Mixture(*(t.index_select(-1, index) for t in _flat(mixture)))
+def _select(mixture: Mixture, index: Tensor) -> Mixture:
+    return Mixture(*(t.index_select(-1, index) for t in _flat(mixture)))
 
 
-def _start(y: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def start_of(y: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bracket, start and resolution of the search for x."""
     weights = mixture.weights / mixture.weights.sum(0)
     return quantile_bracket(y, weights, mixture.means, _LOG2_E / mixture.rates, dim=0)
 
 
-def _linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _linear(x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x - mean, sigmoid(-z) and the terms of F and S, but for a factor; three exponentials with the mixture's two."""
     cut = _CUT[x.dtype] * _LOG2_E
     offset = x - mixture.means
@@ -236,27 +195,37 @@ def _linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Tensor, Tenso
     return offset, sigmoid_above, lower, upper
 
 
-def _evaluate_linear(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Sums]:
+def evaluate_linear(x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Sums]:
     """y and log dy/dx, right where the sums say so."""
     _, sigmoid_above, lower, upper = _linear(x, mixture)
     below, above, slope = lower.sum(0), upper.sum(0), sigmoid_above.mul_(lower).mul_(mixture.rates).sum(0)
-    inside = (torch.minimum(below, above) > _floor(mixture.logits)) & (slope > mixture.negligible)
+    # Their sum is that of the weights; what the cut changes is at most exp(-cut), and as much of the weights.
+    total, floor, cut = below + above, _floor(mixture.logits), _CUT[x.dtype]
+    inside = (torch.minimum(below, above) > floor * (1 + total)) & (slope > mixture.negligible * (1 + total))
+    inside &= (total < math.exp(cut - 1)) & (slope < torch.inf)
     slope = slope / _LOG2_E
     y, log_derivative = (below / above).log_(), (slope / below + slope / above).log_()
     return y, log_derivative, Sums(below, above, slope.masked_fill_(~inside, 0))
 
 
-def _evaluate(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor, Sums]:
+def _evaluate(x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Sums]:
     """y and log dy/dx, in linear space where it has the digits."""
-    y, log_derivative, sums = _evaluate_linear(x, mixture)
+    y, log_derivative, sums = evaluate_linear(x, mixture)
     outside = sums.slope == 0
     count = int(outside.count_nonzero())
-    if count > _MANY * outside.numel():
-        y, log_derivative = _evaluate_log(x, mixture)
-    elif count:
-        again = _evaluate_log(x[outside], _select(mixture, _places(outside)))
-        y[outside], log_derivative[outside] = again
+    if count:
+        y, log_derivative = mend(outside, count, y, log_derivative, x, mixture)
     return y, log_derivative, sums
+
+
+def mend(
+    outside: Tensor, count: int, y: Tensor, log_derivative: Tensor, x: Tensor, mixture: Mixture
+) -> tuple[Tensor, Tensor]:
+    """y and log dy/dx with the elements outside of linear space done in log space; may overwrite its arguments."""
+    if count > _MANY * outside.numel():
+        return _evaluate_log(x, mixture)
+    y[outside], log_derivative[outside] = _evaluate_log(x[outside], _select(mixture, _places(outside)))
+    return y, log_derivative
 
 
 def _places(mask: Tensor) -> Tensor:
@@ -277,14 +246,13 @@ class _Logarithmic(NamedTuple):
     density_shift: Tensor
 
 
-def _logarithmic(x: Tensor, mixture: _Mixture) -> _Logarithmic:
+def _logarithmic(x: Tensor, mixture: Mixture) -> _Logarithmic:
     cut, limit = _CUT[x.dtype] * _LOG2_E, largest(x.dtype)
-    logits, z = mixture.logits, (x - mixture.means).mul_(mixture.rates).clamp_(-limit, limit)
-    distance = z.abs()
-    smaller = distance.neg().clamp_(min=-cut).exp2_()
-    larger = (smaller + 1).reciprocal_()
-    smaller.mul_(larger)
-    right = z > 0
+    logits, z = mixture.logits * _LOG2_E, (x - mixture.means).mul_(mixture.rates).clamp_(-limit, limit)
+    # One of the two is 1. (`where` would be slow: on a CPU it branches at every element.)
+    sigmoid_below, sigmoid_above = z.clamp(-cut, 0).exp2_(), z.clamp(0, cut).neg_().exp2_()
+    larger = (sigmoid_below * sigmoid_above).add_(1).reciprocal_()
+    sigmoid_below, sigmoid_above, distance = sigmoid_below.mul_(larger), sigmoid_above.mul_(larger), z.abs()
     terms, shifts = [], []
     for exponents, power in (
         (logits + z.clamp(max=0), 1),
@@ -297,10 +265,10 @@ def _logarithmic(x: Tensor, mixture: _Mixture) -> _Logarithmic:
             term.mul_(larger)
         terms.append(term)
         shifts.append(shift / _LOG2_E)
-    return _Logarithmic(torch.where(right, larger, smaller), torch.where(right, smaller, larger), *terms, *shifts)
+    return _Logarithmic(sigmoid_below, sigmoid_above, *terms, *shifts)
 
 
-def _evaluate_log(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor]:
+def _evaluate_log(x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
     terms = _logarithmic(x, mixture)
     below, above = terms.lower.sum(0), terms.upper.sum(0)
     y = (terms.lower_shift - terms.upper_shift) + (below / above).log_()
@@ -312,26 +280,26 @@ def _evaluate_log(x: Tensor, mixture: _Mixture) -> tuple[Tensor, Tensor]:
     return y, torch.where(slope > mixture.negligible, (slope / _LOG2_E).log(), in_gap)
 
 
-def _differentiate(
-    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, sums: Sums, into: tuple[Tensor, ...]
+def mend_gradients(
+    outside: Tensor,
+    count: int,
+    into: tuple[Tensor, ...],
+    grad_y: Tensor,
+    grad_log: Tensor,
+    x: Tensor,
+    mixture: Mixture,
 ) -> None:
-    """Write gradients of grad_y * y + grad_log * log dy/dx, found in linear space where it has the digits."""
-    outside = sums.slope == 0
-    count = int(outside.count_nonzero())
+    """Write the gradients of the elements outside of linear space, found in log space."""
     if count > _MANY * outside.numel():
         _differentiate_log(grad_y, grad_log, x, mixture, into)
         return
-    _differentiate_linear(grad_y, grad_log, x, mixture, sums, into)
-    if count:
-        again = _differentiate_log(
-            grad_y[outside], grad_log[outside], x[outside], _select(mixture, _places(outside))
-        )
-        for whole, part in zip(into, again, strict=True):
-            whole[..., outside] = part
+    on_y, on_log, at = (t[outside] for t in (grad_y, grad_log, x))
+    for whole, part in zip(into, _differentiate_log(on_y, on_log, at, _select(mixture, _places(outside))), strict=True):
+        whole[..., outside] = part
 
 
-def _differentiate_linear(
-    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, sums: Sums, into: tuple[Tensor, ...] | None = None
+def differentiate_linear(
+    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: Mixture, sums: Sums, into: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
     below, above, slope = sums
     on_x, on_logits, on_means, on_log_scales = into or (None,) * 4
@@ -353,7 +321,7 @@ def _differentiate_linear(
 
 
 def _differentiate_log(
-    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: _Mixture, into: tuple[Tensor, ...] | None = None
+    grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: Mixture, into: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
     on_x, on_logits, on_means, on_log_scales = into or (None,) * 4
     terms = _logarithmic(x, mixture)
@@ -364,6 +332,6 @@ def _differentiate_log(
     grad_means.addcmul_(on_upper - on_density, terms.sigmoid_below)
     grad_means = torch.mul(grad_means, mixture.rates / -_LOG2_E, out=on_means)
     grad_logits = on_lower.sub_(on_upper).add_(on_density)
-    grad_logits = torch.addcmul(grad_logits, mixture.weights, grad_log / mixture.weights.sum(0), out=on_logits)
+    grad_logits = torch.addcmul(grad_logits, mixture.logits.softmax(0), grad_log, out=on_logits)
     grad_log_scales = torch.sub((x - mixture.means).mul_(grad_means), on_density, out=on_log_scales)
     return torch.neg(grad_means.sum(0), out=on_x), grad_logits, grad_means, grad_log_scales

@@ -13,7 +13,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from flowkit.functional.eager import values_at_hand
 
-__all__ = ["Solve", "recorded_solves", "solve_increasing"]
+__all__ = ["FAR", "Solve", "recorded_solves", "search_compiled", "solve_increasing"]
 
 
 class Solve(NamedTuple):
@@ -29,7 +29,7 @@ class Solve(NamedTuple):
 
 
 # At log-scales from -7 to 3 this many leave the mean number of iterations as it is.
-_FAR = 2.0**12
+FAR = 2.0**12
 
 _record: ContextVar[list[Solve] | None] = ContextVar("record", default=None)
 
@@ -90,7 +90,10 @@ def solve_increasing(
     Domain: finite target and bracket; upper - lower must not overflow. A log_slope of -inf (flat) is bisected through.
     """
     if torch.compiler.is_compiling() and not compact:
-        return _compiled(function, target, lower, upper, start, resolution, arguments, iterations)
+        x, log_slope, *_ = search_compiled(
+            function, target, lower, upper, start, resolution, arguments, iterations=iterations
+        )
+        return x, log_slope
     record = _record.get()
     solve = None if record is None or not values_at_hand(target) else _unsolved(target)
     x, step = start, upper - lower
@@ -166,7 +169,7 @@ def _advance(
 
 def _is_far(lower: Tensor, upper: Tensor, resolution: Tensor) -> Tensor:
     """Whether the ends of a bracket are orders of magnitude apart."""
-    return upper - lower > _FAR * (torch.minimum(lower.abs(), upper.abs()) + resolution)
+    return upper - lower > FAR * (torch.minimum(lower.abs(), upper.abs()) + resolution)
 
 
 def _geometric(lower: Tensor, upper: Tensor, resolution: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def _geometric(lower: Tensor, upper: Tensor, resolution: Tensor) -> Tensor:
     return (lower.sign() + upper.sign()).sign() * size
 
 
-def _compiled(
+def search_compiled(
     function: Callable[..., tuple[Tensor, Tensor]],
     target: Tensor,
     lower: Tensor,
@@ -183,25 +186,44 @@ def _compiled(
     start: Tensor,
     resolution: Tensor,
     arguments: tuple[Tensor, ...],
+    *,
     iterations: int,
-) -> tuple[Tensor, Tensor]:
-    """The loop as one node of the graph: its body is compiled once."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The search of `solve_increasing` for the compiler, as one node of the graph: its body is compiled once.
+
+    It ends when all elements have converged, or after so many iterations.
+
+    Args:
+        function, target, lower, upper, start, resolution, arguments, iterations: as in `solve_increasing`.
+
+    Returns:
+        x, the log_slope at this very x where the element has converged, which have, and their brackets.
+    """
 
     def at_work(count: Tensor, left: Tensor, *_: Tensor) -> Tensor:
         return (count < iterations) & left
 
     def body(
-        count: Tensor, left: Tensor, x: Tensor, _: Tensor, log_slope: Tensor, step: Tensor, low: Tensor, high: Tensor
+        count: Tensor,
+        left: Tensor,
+        x: Tensor,
+        _at: Tensor,
+        log_slope: Tensor,
+        step: Tensor,
+        low: Tensor,
+        high: Tensor,
+        done: Tensor,
     ) -> tuple[Tensor, ...]:
         value, log_slope = function(x, *arguments)
         moved, low, high, done = _advance(x, value, log_slope, step, target, low, high, resolution, far=True)
-        return count + 1, ~done.all(), moved, x.clone(), log_slope, (moved - x).abs(), low, high
+        return count + 1, ~done.all(), moved, x.clone(), log_slope, (moved - x).abs(), low, high, done
 
     begin = torch.zeros((), dtype=torch.long, device=target.device)
+    nothing, none = torch.zeros_like(start), torch.zeros_like(start, dtype=torch.bool)
     go_on = torch.ones((), dtype=torch.bool, device=target.device)
-    state = (begin, go_on, start, start.clone(), torch.zeros_like(start), upper - lower, lower, upper)
-    _, _, _, x, log_slope, *_ = while_loop(at_work, body, state)
-    return x, log_slope
+    state = (begin, go_on, start, start.clone(), nothing, upper - lower, lower, upper, none)
+    _, _, _, x, log_slope, _, lower, upper, done = while_loop(at_work, body, state)
+    return x, log_slope, done, lower, upper
 
 
 def _unsolved(target: Tensor) -> Solve:
