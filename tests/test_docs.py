@@ -96,3 +96,11 @@ def test_commands_parse(words, monkeypatch):
 
 def test_there_are_commands():
     assert len(COMMANDS) >= 20
+
+
+def test_drawings_are_those_of_their_script():
+    spec = importlib.util.spec_from_file_location("drawings", ROOT / "docs" / "drawings.py")
+    drawings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawings)
+    found = {file.stem: file.read_text() for file in drawings.FOLDER.glob("*.svg")}
+    assert found == {drawing.__name__: drawings.svg(drawing) for drawing in drawings.DRAWINGS}
