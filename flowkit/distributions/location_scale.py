@@ -94,7 +94,7 @@ class Normal(LocationScale):
     """
 
     def _standard_log_prob(self, u: Tensor, parameters: Parameters) -> Tensor:
-        return -0.5 * (u * u + math.log(2 * math.pi))
+        return (u * u).add_(math.log(2 * math.pi)).mul_(-0.5)  # in place: a tensor less to make for every step
 
     def _standard_draw(self, like: Tensor, generator: torch.Generator | None, parameters: Parameters) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, **drawn_with(generator))

@@ -46,7 +46,7 @@ class Affine(Map):
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         bound = self.log_scale_bound
-        return raw if bound is None else bound * torch.tanh(raw / bound)
+        return raw if bound is None else bound * (raw / bound).tanh_()  # in place: of what nobody else reads
 
     def _split(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         # From the front: their gradients are then two blocks, and not interleaved, which convolutions would undo.
