@@ -301,7 +301,7 @@ def mend_gradients(
 def differentiate_linear(
     grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: Mixture, sums: Sums, into: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
-    """The gradients for x, logits, means and log-scales, from those for y and log dy/dx; `into` tensors if given."""
+    """Gradients of x, logits, means and log-scales, right where the sums say so; written `into` tensors, if given."""
     below, above, slope = sums
     on_x, on_logits, on_means, on_log_scales = into or (None,) * 4
     offset, sigmoid_above, lower, upper = _linear(x, mixture)
