@@ -225,6 +225,9 @@ class Inverse(Transform):
 
     Shapes:
         x: what `transform` gives as z, and z what it takes as x; l: (*batch).
+
+    Raises:
+        TypeError: if `transform` is none.
     """
 
     def __init__(self, transform: Transform) -> None:

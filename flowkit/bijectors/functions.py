@@ -181,6 +181,7 @@ class ScaleShift(Bijector):
     Raises:
         DomainError: if the scale is 0, one of the two is not finite, or a domain with bounds is given for tensors.
         ShapeError: if the two do not broadcast, or x does not end in such an event.
+        TypeError: if scale or shift is neither a number nor a tensor.
 
     >>> import torch
     >>> mean, deviation = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0])

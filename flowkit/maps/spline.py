@@ -41,6 +41,7 @@ class RationalQuadratic(Map):
         ValueError: for fewer than two bins, other tails, an empty interval, minima out of range, or a shift of tails
             that are not circular.
         DomainError: for x or z of another dtype.
+        TypeError: for a minimum, a bound or a shift that is no number.
 
     Reference:
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032; on the

@@ -58,7 +58,9 @@ class FactorDropped(fk.Conv1x1):
 
     def __init__(self):
         super().__init__((2, 2, 3))
-        self._pixels = 1
+
+    def _log_term(self, value):
+        return super()._log_term(value) / 6
 
 
 class HalvesSwapped(Good):

@@ -45,7 +45,8 @@ def test_every_recipe_fits_its_model(name):
 
 
 def test_every_size_of_the_model_has_a_recipe():
-    assert {f"flowpp-{config}" for config in fk.zoo.CONFIGS} == set(available())
+    # What else there is has no size of its own: it names one and changes it.
+    assert {f"flowpp-{config}" for config in fk.zoo.CONFIGS} == set(available()) - {"flowpp-cifar10-small"}
 
 
 PUBLISHED = {
