@@ -10,7 +10,10 @@ import torch
 from flowkit.functional import logistic
 from flowkit.functional.logistic import logit_mix_logistic_cdf, logit_mix_logistic_cdf_inverse
 
-pytest.importorskip("triton", reason="the extra `triton` is not installed")
+pytest.importorskip(
+    "triton",
+    reason="triton is not installed: torch for a GPU brings it along, and `pip install triton` for its interpreter",
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_under_the_interpreter")
