@@ -134,7 +134,8 @@ def cells(contract: Contract) -> Iterator[Cell]:
     def training(name: str) -> Contestant:
         def error(found: tuple[Tensor, ...]) -> float:
             exact = gradients(eager[name], [x.double(), *wide])
-            return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, exact, strict=True))
+            # Means: beside a knot, rounding of x chooses another bin, whose gradient is another one.
+            return max(((a - b).abs().mean() / b.abs().mean()).item() for a, b in zip(found, exact, strict=True))
 
         return Contestant(lambda: gradients(splines[name], [x, *arguments]), error)
 
@@ -148,6 +149,7 @@ def cells(contract: Contract) -> Iterator[Cell]:
 
         return Contestant(lambda: splines[name](z, *arguments, True), residual)
 
-    yield Cell("forward", {name: forward(name) for name in splines}, tolerance=1e-4, memory=True)
-    yield Cell("forward and backward", {name: training(name) for name in splines}, tolerance=1e-2, memory=True)
+    # The slope changes by its own size within the narrowest bin, 1e-2 wide, and x of 5 is rounded by 2e-7.
+    yield Cell("forward", {name: forward(name) for name in splines}, tolerance=2e-3, memory=True)
+    yield Cell("forward and backward", {name: training(name) for name in splines}, tolerance=1e-3, memory=True)
     yield Cell("inverse", {name: backward(name) for name in splines}, tolerance=1e-4, memory=True)
