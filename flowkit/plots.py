@@ -102,7 +102,8 @@ def density(
         vmax=top,
         interpolation="bilinear",
     )
-    ax.set_title(title)
+    if title:  # one that a picture underneath has stays
+        ax.set_title(title)
     return ax
 
 
@@ -145,7 +146,8 @@ def points(
         left, right, bottom, upper = _rectangle("points", extent)
         ax.set(xlim=(left, right), ylim=(bottom, upper))
     ax.set_aspect("equal")
-    ax.set_title(title)
+    if title:  # one that a picture underneath has stays
+        ax.set_title(title)
     return ax
 
 
@@ -410,7 +412,8 @@ def image_grid(
         ax = _new_axes("image_grid", (5, 5 * picture.shape[0] / picture.shape[1]))
     ax.imshow(picture.squeeze(-1) if channels == 1 else picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
-    ax.set_title(title)
+    if title:  # one that a picture underneath has stays
+        ax.set_title(title)
     return ax
 
 

@@ -115,12 +115,18 @@ def test_samples_are_an_array_or_a_picture(card, tmp_path, capsys):
         (["--count", "0"], "--count is 0, wanted at least 1"),
         (["--temperature", "-1"], "--temperature is -1.0, wanted at least 0"),
         (["--temperature", "nan"], "--temperature is nan"),
-        (["--out", "a.gif"], r"--out is a.gif, wanted \*.png or \*.npy"),
+        (["--out", "a.gif"], r"--out is a.gif, wanted \*.png or \*.npy$"),
     ],
 )
 def test_samples_that_cannot_be_drawn(card, options, reason, capsys):
     assert main(["sample", card, *options]) == 1
-    assert re.search(reason, capsys.readouterr().err)
+    assert re.search(reason, capsys.readouterr().err.strip())
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "info"])
+def test_a_run_that_is_not_there_is_told_as_a_folder(command, capsys):
+    assert main([command, "runs/nowhere"]) == 1
+    assert "runs/nowhere: there is no such folder" in capsys.readouterr().err
 
 
 def test_a_temperature_needs_one_normal_latent():

@@ -115,6 +115,10 @@ class TestPoints:
         assert drawn.get_array().tolist() == colors.tolist()
         assert axes.get_xlim() == (-1, 1) and axes.get_ylim() == (-2, 2)
 
+    def test_a_density_underneath_keeps_its_title(self, axes):
+        plots.density(fk.Normal((2,)), extent=(-1, 1, -1, 1), pixels=2, title="it", ax=axes)
+        assert plots.points(torch.randn(5, 2), ax=axes).get_title() == "it"
+
     def test_more_points_are_smaller(self):
         few, many = (plots.points(torch.randn(n, 2)).collections[0].get_sizes()[0] for n in (100, 10_000))
         assert few > many > 0

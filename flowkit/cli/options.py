@@ -45,6 +45,8 @@ def model(text: str) -> Model:
     if path.is_dir() and text not in zoo.available():
         run = Run.open(path)
         return Model(run.recipe.name, run.card(), run.flow, run.recipe.data)
+    if len(path.parts) > 1 and path.suffix != ".json":
+        raise ValueError(f"{text}: there is no such folder; wanted {MODEL}")
     card = zoo.card(text)
     known = card["evaluation"] or {}
     data = card["training"].get("recipe", {}).get("data") or ({"source": known["data"]} if "data" in known else {})

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     if not 0 <= options.temperature < float("inf"):
         raise ValueError(f"--temperature is {options.temperature}, wanted at least 0, and finite")
     if options.out.suffix not in (".png", ".npy"):
-        raise ValueError(f"--out is {options.out}, wanted *.png or *.npy (%(default)s)")
+        raise ValueError(f"--out is {options.out}, wanted *.png or *.npy")
     import numpy as np
     import torch
 

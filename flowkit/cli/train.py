@@ -67,8 +67,10 @@ def run(options: argparse.Namespace) -> int | None:
     from flowkit.train.runs import finish
 
     if options.list:
-        for name, about in config.available().items():
-            print(f"{name:24} {about}")
+        recipes = config.available()
+        width = max(map(len, recipes))
+        for name, about in recipes.items():
+            print(f"{name:{width}}  {about}")
         return None
     if options.config is None:
         raise ValueError("train: which recipe? flowkit train --list shows them")

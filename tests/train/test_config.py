@@ -127,7 +127,9 @@ def test_other_models_of_the_zoo(tmp_path):
 
 def test_list_and_show(capsys):
     assert main(["train", "--list"]) == 0
-    assert "flowpp-cifar10-uniform" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "flowpp-cifar10-uniform " in shown
+    assert len({re.match(r"\S+ +", line).end() for line in shown.splitlines()}) == 1  # one column
     assert main(["train", "flowpp-digits", "steps=3", "--show"]) == 0
     assert json.loads(capsys.readouterr().out)["train"]["steps"] == 3
 

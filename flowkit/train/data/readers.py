@@ -322,7 +322,7 @@ def arrays(
     else:
         found = {train: _npy(path)}
     if train not in found:
-        raise DataError(f"{path}: no array {train!r}; say which it is: data.train=...{_others(path)}")
+        raise DataError(f"{path}: no array {train!r}{_others(path)}; `flowkit train` takes data.train=NAME")
     made = {
         name: Images([array], channels=channels, bits=bits, name=f"{path.name}, {name}")
         for name, array in found.items()
