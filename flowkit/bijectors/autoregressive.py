@@ -42,7 +42,7 @@ class Autoregressive(Bijector):
         ShapeError: if the features do not fit the net, the net's output does not fit the map, or there is a context
             and the net takes none.
         DomainError: if the net fails on x for its dtype.
-        TypeError: if `map` is no map, or `net` no network.
+        TypeError: if `map` is no map, or `net` no network or one that gives no floating tensor.
         ValueError: if the net's groups do not hold each feature once.
 
     Reference:
@@ -85,6 +85,9 @@ class Autoregressive(Bijector):
     def _fitting(self, params: Tensor, value: Tensor) -> Tensor:
         """`params` in the dtype of `value`, or the error that they do not fit it; within `enter_net`."""
         wanted = (*value.shape, self.map.num_params)
+        if not isinstance(params, Tensor) or not params.is_floating_point():
+            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
+            raise TypeError(f"{self.path}: the conditioner gave {came}, wanted a tensor of a floating dtype")
         if params.shape != wanted:
             raise ShapeError(
                 f"the conditioner gave {tuple(params.shape)}, wanted {wanted}: "
