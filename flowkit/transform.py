@@ -300,7 +300,10 @@ class Chain(Transform):
         for name, part in every.items():
             if not isinstance(part, Transform):
                 raise TypeError(f"Chain: part {name} is a {type(part).__name__}, wanted Transforms: Chain(one, two)")
-            if hasattr(self, name):
+            if not name or "." in name:
+                raise ValueError(f"Chain: {name!r} cannot name a part, wanted a name without dots")
+            taken = hasattr(self, name) or hasattr(type(self), name)  # a property may fail before there are parts
+            if taken or name in ("in_ndim", "out_ndim", "_extra", "_path"):
                 raise ValueError(f"Chain: {name!r} cannot name a part, it is an attribute of every chain")
             super().add_module(name, part)
         self._extra = self._event_dims(every)

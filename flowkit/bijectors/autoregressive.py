@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import check_kind, takes_context
+from flowkit.arguments import check_kind, takes_context, whole
 from flowkit.errors import ShapeError
 from flowkit.transform import Bijector, Map
 
@@ -71,9 +73,14 @@ class Autoregressive(Bijector):
         self.map, self.conditioner = map, net
         self.domain, self.codomain = map.domain, map.codomain
         groups = getattr(net, "groups", None)
-        found = [i for group in groups or () for i in group]
-        if sorted(found) != list(range(len(found))):
-            raise ValueError(f"{type(self).__name__}: net.groups is {groups}, wanted each feature in one of them")
+        listed = isinstance(groups or (), Sequence) and all(
+            isinstance(group, Sequence) and group for group in groups or ()
+        )
+        found = [i for group in groups or () for i in group] if listed else []
+        if not listed or {whole(i) for i in found} != set(range(len(found))):
+            raise ValueError(
+                f"{type(self).__name__}: net.groups is {groups}, wanted groups of features, each in one of them"
+            )
         # Where the features stand in the order in which they are found; None for their natural order.
         natural = found == sorted(found)
         self.register_buffer("_found", None if natural else torch.tensor(found), persistent=False)

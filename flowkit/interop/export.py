@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import check_kind
 from flowkit.distribution import Distribution
 from flowkit.flow import Flow, tensor_of
 
@@ -135,6 +136,7 @@ class _Sample(nn.Module):
 
 def _contexts(distribution: Distribution, context: Tensor | None) -> tuple[Tensor, ...]:
     """Two contexts like the example, or none."""
+    check_kind("export", "distribution", distribution, Distribution, "a flowkit Distribution, as a Flow is")
     batch = distribution.check_context(context)
     return () if context is None else (context.new_zeros(2, *context.shape[len(batch) :]),)
 

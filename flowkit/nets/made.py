@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import broadcasts, check_kind, count, nonlinearity, widths_of
+from flowkit.arguments import broadcasts, check_kind, count, nonlinearity, whole, widths_of
 from flowkit.errors import ShapeError
 
 __all__ = ["MADE"]
@@ -309,7 +309,7 @@ def _reads_before(features: int, order: Sequence[int] | Tensor) -> Tensor:
     """(features, features): true at (i, j) where j comes before i."""
     check_kind("MADE", "order", order, Iterable, "the features from first to last")
     listed = order.tolist() if isinstance(order, Tensor) else list(order)
-    if sorted(listed) != list(range(features)):
+    if len(listed) != features or {whole(i) for i in listed} != set(range(features)):
         raise ValueError(f"MADE: order is {listed}, wanted each of 0 to {features - 1} once")
     place = torch.tensor(sorted(range(features), key=listed.__getitem__), device="cpu")
     return place[:, None] > place
