@@ -36,6 +36,7 @@ def export_log_prob(distribution: Distribution, context: Tensor | None = None) -
 
     Raises:
         ShapeError: if the context does not fit.
+        TypeError: if `distribution` is none.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
@@ -94,6 +95,7 @@ def export_sample(distribution: Distribution, context: Tensor | None = None) -> 
 
     Raises:
         ShapeError: if the context does not fit.
+        TypeError: if `distribution` is none.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
