@@ -220,7 +220,7 @@ def as_shape(value: int | Sequence[int], name: str = "sample_shape") -> torch.Si
     Raises:
         ShapeError: for anything else.
     """
-    if isinstance(value, torch.Size):
+    if isinstance(value, torch.Size) and not any(type(size) is int and size < 0 for size in value):
         return value
     # A string is a sequence too, but not of whole numbers.
     sizes = [whole(size) for size in value] if isinstance(value, Sequence) else [whole(value)]

@@ -258,10 +258,8 @@ class Flow(Distribution):
         """
         if x is not None and samples is not None:
             raise ValueError("Flow.summary: x and samples are given, wanted one of them or neither")
-        if samples is not None and samples < 1:
-            raise ValueError(f"Flow.summary: samples is {samples}, wanted at least 1")
-        if repeats < 1:
-            raise ValueError(f"Flow.summary: repeats is {repeats}, wanted at least 1")
+        samples = None if samples is None else count("Flow.summary", "samples", samples)
+        repeats = count("Flow.summary", "repeats", repeats)
         if x is not None:
             check_tensor("Flow.summary", "x", x)
         like = tensor_of(self)

@@ -111,7 +111,7 @@ class Transform(nn.Module, ABC):
 
         Raises:
             ShapeError: what the net raised, with the path before it.
-            DomainError: if the net failed on another floating dtype than that of its parameters.
+            DomainError: if the net failed on another dtype than that of its parameters.
         """
         try:
             return checkpointed(self.checkpointed and torch.compiler.is_compiling(), net, *args)
@@ -122,11 +122,13 @@ class Transform(nn.Module, ABC):
             raise
 
     def _blame_dtype(self, args: tuple[Tensor | None, ...], error: RuntimeError) -> None:
-        """Raise what explains the error of a net better: that a floating dtype is none of the parameters'."""
+        """Raise what explains the error of a net better: that a dtype is none of the parameters'."""
         own = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
         for value in args:
-            if value is None or not value.is_floating_point() or not own or value.dtype in own:
+            if value is None or not own or value.dtype in own:
                 continue
+            if not value.is_floating_point() and "dtype" not in str(error):
+                continue  # labels, say, which the net may well take
             if torch.amp.is_autocast_available(value.device.type) and torch.is_autocast_enabled(value.device.type):
                 continue  # the net casts what it is given
             wanted = ", ".join(sorted(map(str, own)))
@@ -140,7 +142,10 @@ class Transform(nn.Module, ABC):
 
         Raises:
             ShapeError: if there is a context, and the net takes none.
+            TypeError: if there is one that is no tensor.
         """
+        if context is not None:
+            check_tensor(self.path, "context", context)
         if self.net_takes_context:
             return value, context
         if context is not None:
@@ -155,9 +160,11 @@ class Transform(nn.Module, ABC):
 
         Raises:
             ShapeError: if `context` is None.
+            TypeError: if it is no tensor.
         """
         if context is None:
             raise ShapeError(f"{self.path}: context is missing; {type(self).__name__} reads its parameters from it")
+        check_tensor(self.path, "context", context)
         return context
 
 
@@ -192,7 +199,10 @@ class Map(Bijector):
 
         Raises:
             ShapeError: if they are missing or not (*value.shape, num_params).
+            DomainError: if `value` is not floating, and the domain is continuous.
+            TypeError: if either is no tensor.
         """
+        self.check_event("the value", value, ())
         params, wanted = self.needed_context(context), (*value.shape, self.num_params)
         if params.shape != wanted:
             raise ShapeError(
@@ -206,7 +216,9 @@ class Map(Bijector):
 
         Raises:
             DomainError: unless it is float32 or float64, naming this part.
+            TypeError: for what is no tensor.
         """
+        check_tensor(self.path, name, value)
         if value.dtype not in (torch.float32, torch.float64):
             raise DomainError(f"{self.path}: {name} is {value.dtype}, wanted torch.float32 or torch.float64")
 
@@ -288,7 +300,10 @@ class Chain(Transform):
         for name, part in every.items():
             if not isinstance(part, Transform):
                 raise TypeError(f"Chain: part {name} is a {type(part).__name__}, wanted Transforms: Chain(one, two)")
-            if hasattr(self, name):
+            if not name or "." in name:
+                raise ValueError(f"Chain: {name!r} cannot name a part, wanted a name without dots")
+            taken = hasattr(self, name) or hasattr(type(self), name)  # a property may fail before there are parts
+            if taken or name in ("in_ndim", "out_ndim", "_extra", "_path"):
                 raise ValueError(f"Chain: {name!r} cannot name a part, it is an attribute of every chain")
             super().add_module(name, part)
         self._extra = self._event_dims(every)

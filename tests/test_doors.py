@@ -219,3 +219,78 @@ def test_what_is_no_transform_has_no_inverse(value):
 def test_an_order_that_is_none_is_refused_by_name():
     with pytest.raises(TypeError, match="MADE: order is a int, wanted"):
         fk.nets.MADE(3, 2, order=2)
+
+
+CONDITIONAL = {
+    "coupling": lambda: fk.Coupling(fk.maps.Affine(), fk.nets.MLP(1, (1, 2), context=3), dim=-1),
+    "autoregressive": lambda: fk.Autoregressive(fk.maps.Affine(), fk.nets.MADE(2, 2, context=3)),
+    "from context": lambda: fk.FromContext(fk.maps.Affine(), fk.nets.MLP(3, (2, 2)), event_ndim=1),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_context_that_is_no_tensor_is_named(name):
+    part = CONDITIONAL[name]()
+    for run in (part, part.inverse):
+        with pytest.raises(
+            TypeError, match=f"{type(part).__name__}: context is a numpy.ndarray, wanted a torch.Tensor"
+        ):
+            run(torch.zeros(4, 2), np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+@pytest.mark.parametrize("name", ["autoregressive", "from context"])
+def test_a_context_of_no_floating_dtype_is_named(name, dtype):
+    part = CONDITIONAL[name]()
+    with pytest.raises(fk.DomainError, match=f"{type(part).__name__}: the net was given {dtype}"):
+        part(torch.zeros(4, 2), torch.zeros(4, 3, dtype=dtype))
+
+
+def test_from_context_looks_at_what_it_maps():
+    part, context = CONDITIONAL["from context"](), torch.zeros(4, 3)
+    for run, name in ((part, "x"), (part.inverse, "z")):
+        with pytest.raises(TypeError, match=f"FromContext: {name} is a list, wanted a torch.Tensor"):
+            run([0.0, 1.0], context)
+        with pytest.raises(fk.DomainError, match=f"FromContext: {name} is torch.int64, wanted a floating dtype"):
+            run(torch.zeros(4, 2, dtype=torch.int64), context)
+        with pytest.raises(fk.ShapeError, match=re.escape(f"FromContext: {name} has shape ()")):
+            run(torch.zeros(()), context)
+
+
+@pytest.mark.parametrize(
+    "map", [fk.maps.Additive(), fk.maps.Affine(), fk.maps.Scale(), fk.maps.MixGaussian(2)], ids=repr
+)
+def test_maps_look_at_what_they_map(map):
+    params = torch.zeros(3, map.num_params)
+    for run in (map, map.inverse):
+        with pytest.raises(TypeError, match=r"is a list, wanted a torch\.Tensor"):
+            run([1.0, 2.0, 3.0], params)
+        with pytest.raises(TypeError, match=r"context is a numpy\.ndarray, wanted a torch\.Tensor"):
+            run(torch.zeros(3), params.numpy())
+        with pytest.raises(fk.DomainError, match=r"is torch\.int64, wanted"):
+            run(torch.zeros(3, dtype=torch.int64), params)
+
+
+@pytest.mark.parametrize(
+    ("given", "came"),
+    [(lambda t: None, "a NoneType"), (lambda t: (t, t), "a tuple"), (lambda t: t.long(), "torch.int64")],
+    ids=["none", "tuple", "integers"],
+)
+def test_what_a_net_gives_is_looked_at(given, came):
+    def net(value, context=None):
+        return given(torch.zeros(*value.shape, 2))
+
+    for part in (
+        fk.Coupling(fk.maps.Affine(), net, dim=-1),
+        fk.Autoregressive(fk.maps.Affine(), net),
+        fk.FromContext(fk.maps.Affine(), net, event_ndim=1),
+    ):
+        for run in (part, part.inverse):
+            with pytest.raises(TypeError, match=f"{type(part).__name__}: the .* gave {came}, wanted a tensor"):
+                run(torch.zeros(4, 2), torch.zeros(4, 2))
+
+
+def test_negative_sizes_are_no_sample_shape_in_a_size_of_torch_either():
+    for part in (fk.Normal(2), fk.Flow(fk.LULinear(2), fk.Normal(2))):
+        with pytest.raises(fk.ShapeError, match="wanted whole numbers of at least 0"):
+            part.sample(torch.Size((-1,)))

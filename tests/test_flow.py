@@ -190,6 +190,9 @@ def test_parts_are_replaced_not_assigned():
         fk.Chain()
     with pytest.raises(ValueError, match="not both"):
         fk.Chain(fk.Logit(), norm=fk.ActNorm((2,)))
+    for name in ("inv", "in_ndim", "_path", "a.b", ""):
+        with pytest.raises(ValueError, match=f"'{name}' cannot name a part"):
+            fk.Chain(**{name: fk.Exp()})
     with pytest.raises(ValueError, match="'forward' cannot name a part"):
         fk.Chain(forward=fk.Logit())
 

@@ -217,10 +217,14 @@ def test_bad_arguments():
     assert flow.summary(4).total.in_shape == (4,)
     with pytest.raises(ValueError, match="x and samples are given"):
         flow.summary(x=torch.zeros(1, 4), samples=2)
-    with pytest.raises(ValueError, match="samples is 0, wanted at least 1"):
+    with pytest.raises(ValueError, match="samples is 0, wanted a whole number of at least 1"):
         flow.summary(samples=0)
-    with pytest.raises(ValueError, match="repeats is 0, wanted at least 1"):
+    with pytest.raises(ValueError, match="repeats is 0, wanted a whole number of at least 1"):
         flow.summary(x=torch.zeros(1, 4), repeats=0)
+    with pytest.raises(ValueError, match="repeats is None, wanted a whole number"):
+        flow.summary(x=torch.zeros(1, 4), repeats=None)
+    with pytest.raises(ValueError, match="samples is '3', wanted a whole number"):
+        flow.summary(samples="3")
     with pytest.raises(ValueError, match="the data hold no example"):
         flow.summary(x=torch.zeros(0, 4))
     with pytest.raises(fk.ShapeError, match="x has shape"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from flowkit.arguments import check_kind, takes_context
+from flowkit.arguments import check_kind, takes_context, whole
 from flowkit.errors import ShapeError
 from flowkit.transform import Bijector, Map
 
@@ -42,7 +44,7 @@ class Autoregressive(Bijector):
         ShapeError: if the features do not fit the net, the net's output does not fit the map, or there is a context
             and the net takes none.
         DomainError: if the net fails on x for its dtype.
-        TypeError: if `map` is no map, or `net` no network.
+        TypeError: if `map` is no map, or `net` no network or one that gives no floating tensor.
         ValueError: if the net's groups do not hold each feature once.
 
     Reference:
@@ -71,9 +73,14 @@ class Autoregressive(Bijector):
         self.map, self.conditioner = map, net
         self.domain, self.codomain = map.domain, map.codomain
         groups = getattr(net, "groups", None)
-        found = [i for group in groups or () for i in group]
-        if sorted(found) != list(range(len(found))):
-            raise ValueError(f"{type(self).__name__}: net.groups is {groups}, wanted each feature in one of them")
+        listed = isinstance(groups or (), Sequence) and all(
+            isinstance(group, Sequence) and group for group in groups or ()
+        )
+        found = [i for group in groups or () for i in group] if listed else []
+        if not listed or {whole(i) for i in found} != set(range(len(found))):
+            raise ValueError(
+                f"{type(self).__name__}: net.groups is {groups}, wanted groups of features, each in one of them"
+            )
         # Where the features stand in the order in which they are found; None for their natural order.
         natural = found == sorted(found)
         self.register_buffer("_found", None if natural else torch.tensor(found), persistent=False)
@@ -85,6 +92,9 @@ class Autoregressive(Bijector):
     def _fitting(self, params: Tensor, value: Tensor) -> Tensor:
         """`params` in the dtype of `value`, or the error that they do not fit it; within `enter_net`."""
         wanted = (*value.shape, self.map.num_params)
+        if not isinstance(params, Tensor) or not params.is_floating_point():
+            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
+            raise TypeError(f"{self.path}: the conditioner gave {came}, wanted a tensor of a floating dtype")
         if params.shape != wanted:
             raise ShapeError(
                 f"the conditioner gave {tuple(params.shape)}, wanted {wanted}: "

@@ -37,7 +37,7 @@ class Coupling(Bijector):
         ShapeError: if the axis has too few elements for both parts, the net's output does not fit the map, or there
             is a context and the net takes none.
         DomainError: if the net fails on x for its dtype.
-        TypeError: if `map` is no map, or `net` no network.
+        TypeError: if `map` is no map, or `net` no network or one that gives no floating tensor.
         ValueError: if `dim` is not negative, or `passing` below 1.
 
     Reference:
@@ -82,6 +82,9 @@ class Coupling(Bijector):
     def _conditioned(self, first: Tensor, second: Tensor, context: Tensor | None) -> Tensor:
         params = self.enter_net(self.conditioner, *self.net_arguments(first, context))
         wanted = (*second.shape, self.map.num_params)
+        if not isinstance(params, Tensor) or not params.is_floating_point():
+            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
+            raise TypeError(f"{self.path}: the conditioner gave {came}, wanted a tensor of a floating dtype")
         if params.shape != wanted:
             raise ShapeError(
                 f"{self.path}: the conditioner gave {tuple(params.shape)}, wanted {wanted}: "

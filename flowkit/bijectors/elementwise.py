@@ -78,7 +78,7 @@ class FromContext(Bijector):
     Raises:
         ShapeError: if the context is missing or the net's output does not fit.
         DomainError: if the net fails on the context for its dtype.
-        TypeError: if `map` is no map, or `net` no network.
+        TypeError: if `map` is no map, or `net` no network or one that gives no floating tensor.
         ValueError: if `event_ndim` is negative.
 
     >>> import torch, flowkit as fk
@@ -95,19 +95,23 @@ class FromContext(Bijector):
         self.in_ndim = self.out_ndim = count("FromContext", "event_ndim", event_ndim, 0)
         self.domain, self.codomain = map.domain, map.codomain
 
-    def _read(self, value: Tensor, context: Tensor | None) -> Tensor:
+    def _read(self, name: str, value: Tensor, context: Tensor | None) -> Tensor:
+        self.check_event(name, value, (None,) * self.in_ndim)
         params = self.enter_net(self.net, self.needed_context(context))
         wanted = (*value.shape, self.map.num_params)
+        if not isinstance(params, Tensor) or not params.is_floating_point():
+            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
+            raise TypeError(f"{self.path}: the net gave {came}, wanted a tensor of a floating dtype")
         if params.shape != wanted:
             raise ShapeError(f"{self.path}: the net gave {tuple(params.shape)} for the context, wanted {wanted}")
         return params.to(value.dtype)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        z, terms = self.map(x, self._read(x, context))
+        z, terms = self.map(x, self._read("x", x, context))
         return z, sum_rightmost(terms, self.in_ndim)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, terms = self.map.inverse(z, self._read(z, context))
+        x, terms = self.map.inverse(z, self._read("z", z, context))
         return x, sum_rightmost(terms, self.in_ndim)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from flowkit.arguments import check_kind
 from flowkit.distribution import Distribution
 from flowkit.flow import Flow, tensor_of
 
@@ -35,6 +36,7 @@ def export_log_prob(distribution: Distribution, context: Tensor | None = None) -
 
     Raises:
         ShapeError: if the context does not fit.
+        TypeError: if `distribution` is none.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
@@ -93,6 +95,7 @@ def export_sample(distribution: Distribution, context: Tensor | None = None) -> 
 
     Raises:
         ShapeError: if the context does not fit.
+        TypeError: if `distribution` is none.
 
     >>> import torch, flowkit as fk
     >>> flow = fk.Flow(fk.ActNorm((2,)), fk.Normal((2,)))
@@ -135,6 +138,7 @@ class _Sample(nn.Module):
 
 def _contexts(distribution: Distribution, context: Tensor | None) -> tuple[Tensor, ...]:
     """Two contexts like the example, or none."""
+    check_kind("export", "distribution", distribution, Distribution, "a flowkit Distribution, as a Flow is")
     batch = distribution.check_context(context)
     return () if context is None else (context.new_zeros(2, *context.shape[len(batch) :]),)
 

@@ -85,6 +85,10 @@ def from_torch_distribution(
             f"from_torch_distribution: source is a {type(source).__name__}, "
             "wanted a torch.distributions.Distribution or a module that makes one"
         )
+    if isinstance(source, Distribution | Transform):
+        raise TypeError(
+            f"from_torch_distribution: source is a {type(source).__name__}, which is a part of flowkit already"
+        )
     return TorchDistribution(source, context_shape)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform as TorchTransform
 from torch.distributions import constraints
 
+from flowkit.arguments import broadcasts
 from flowkit.distribution import Distribution
 from flowkit.errors import NotExact, ShapeError
 from flowkit.flow import shapes_only
@@ -108,8 +109,13 @@ class FlowDistribution(torch.distributions.Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
         new = self._get_checked_instance(FlowDistribution, _instance)
+        batch_shape = torch.Size(batch_shape)
+        if not broadcasts(self.batch_shape, batch_shape):
+            raise ShapeError(
+                f"expand: batch_shape is {tuple(batch_shape)}, wanted one that {tuple(self.batch_shape)} expands to"
+            )
         new.__dict__.update({**self.__dict__, "_drawn": None})
-        new._batch_shape = torch.Size(batch_shape)
+        new._batch_shape = batch_shape
         return new
 
     def _asked(self, sample_shape: Any) -> tuple[torch.Size, Tensor | None]:

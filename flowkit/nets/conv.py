@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowkit.arguments import batched, image_shape
 from flowkit.errors import ShapeError
-from flowkit.nets.layers import Conv2d
+from flowkit.nets.layers import Conv2d, start_at
 
 __all__ = ["ConvNet", "ResidualConvNet", "ZeroConv2d"]
 
@@ -98,12 +98,14 @@ class ConvNet(HalfNet):
         out: parameters per element of the other half.
         filters: width of both hidden layers.
         context: width of a context vector, which is added linearly before the first ReLU; 0 for none.
+        start: what the net gives before it is trained, whatever the input; it broadcasts to (C, out), 0 if not given. A
+            mixture wants `map.start`: from 0, its components would stay alike.
 
     Shapes:
         half: (*batch, C, h, w); context: (*leading dims of batch, context); output: (*batch, C, h, w, out).
 
     Raises:
-        ShapeError: if the half or the context does not fit.
+        ShapeError: if the half or the context does not fit, or `start` does not broadcast to (C, out).
 
     Reference:
         Kingma, Dhariwal, "Glow", 2018, section 3.3, https://arxiv.org/abs/1807.03039.
@@ -113,12 +115,15 @@ class ConvNet(HalfNet):
     torch.Size([5, 6, 4, 4, 2])
     """
 
-    def __init__(self, shape: Sequence[int], out: int, *, filters: int = 512, context: int = 0) -> None:
+    def __init__(
+        self, shape: Sequence[int], out: int, *, filters: int = 512, context: int = 0, start: Tensor | None = None
+    ) -> None:
         super().__init__(shape, out, filters, context)
         channels = self.shape[0]
         self.enter = Conv2d(channels, filters, 3, weight_norm=True)
         self.middle = Conv2d(filters, filters, weight_norm=True)
         self.exit = ZeroConv2d(filters, channels * out)
+        start_at(type(self).__name__, self.exit.bias, start, (channels, out))
 
     def _read(self, x: Tensor, embedded: Tensor | None) -> Tensor:
         hidden = self.enter(x) if embedded is None else self.enter(x) + embedded
@@ -157,12 +162,14 @@ class ResidualConvNet(HalfNet):
         blocks: residual blocks.
         norm: whether there is batch norm.
         context: width of a context vector, which is added linearly to the first convolution; 0 for none.
+        start: what the net gives before it is trained, whatever the input; it broadcasts to (C, out), 0 if not given. A
+            mixture wants `map.start`: from 0, its components would stay alike.
 
     Shapes:
         half: (*batch, C, h, w); context: (*leading dims of batch, context); output: (*batch, C, h, w, out).
 
     Raises:
-        ShapeError: if the half or the context does not fit.
+        ShapeError: if the half or the context does not fit, or `start` does not broadcast to (C, out).
 
     Reference:
         Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, sections 3.7 and 4.1,
@@ -182,6 +189,7 @@ class ResidualConvNet(HalfNet):
         blocks: int = 8,
         norm: bool = True,
         context: int = 0,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__(shape, out, filters, context)
         channels = self.shape[0]
@@ -190,6 +198,7 @@ class ResidualConvNet(HalfNet):
         self.skips = nn.ModuleList(Conv2d(filters, filters, weight_norm=True) for _ in range(blocks + 1))
         self.norm = _norm(filters, norm)
         self.exit = ZeroConv2d(filters, channels * out, kernel=1)
+        start_at(type(self).__name__, self.exit.bias, start, (channels, out))
 
     def _read(self, x: Tensor, embedded: Tensor | None) -> Tensor:
         x = self.enter(x) if embedded is None else self.enter(x) + embedded

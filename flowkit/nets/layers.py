@@ -6,7 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate"]
+from flowkit.arguments import broadcasts
+from flowkit.errors import ShapeError
+
+__all__ = ["ChannelNorm", "Conv2d", "concat_elu", "gate", "start_at"]
+
+
+def start_at(part: str, bias: Tensor, start: Tensor | None, out: tuple[int, ...]) -> None:
+    """Fill the bias of a last layer whose weight is 0 with `start`, spread over `out`; 0 for None.
+
+    Raises:
+        ShapeError: if `start` is no tensor that broadcasts to `out`.
+    """
+    if start is None:
+        nn.init.zeros_(bias)
+        return
+    if not isinstance(start, Tensor) or not broadcasts(start.shape, out):
+        came = f"has shape {tuple(start.shape)}" if isinstance(start, Tensor) else f"is {start!r}"
+        raise ShapeError(f"{part}: start {came}, wanted a tensor that broadcasts to {out}")
+    bias.data.copy_(start.expand(out).flatten())
 
 
 def concat_elu(x: Tensor) -> Tensor:

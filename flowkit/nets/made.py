@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowkit.arguments import broadcasts, check_kind, count, nonlinearity, widths_of
+from flowkit.arguments import broadcasts, check_kind, count, nonlinearity, whole, widths_of
 from flowkit.errors import ShapeError
+from flowkit.nets.layers import start_at
 
 __all__ = ["MADE"]
 
@@ -25,7 +26,7 @@ class MADE(nn.Module):
     Which those are is an order, or an adjacency for dependencies that are no chain. Every hidden unit reads one of the
     sets of features that some feature depends on, in equal numbers as in MADE, but not at random; it is joined to the
     units of the layer below whose sets lie within its own. A context enters the first layer without a mask. The last
-    layer starts at 0, so that maps start simple.
+    layer starts at 0, or at `start`, so that maps start simple.
 
     As the conditioner of `flowkit.Autoregressive` it also runs in turn: with `find`, it goes once through its units in
     the order in which what they read becomes known, so that finding all features costs the arithmetic of one pass.
@@ -42,6 +43,8 @@ class MADE(nn.Module):
         adjacency: (features, features), a tensor or lists, true at (i, j) where the outputs of i read feature j,
             in place of `order`.
         residual: whether the hidden layers are residual blocks, h + W act(W act(h)), behind one that enters them.
+        start: what the net gives before it is trained, whatever the input; it broadcasts to (features, out), 0 if not
+            given. A mixture wants `map.start`: from 0, its components would stay alike.
 
     Shapes:
         value: (*batch, features); context: (*batch, context), which broadcasts; output: (*batch, features, out).
@@ -51,7 +54,7 @@ class MADE(nn.Module):
             depth of the dependencies.
 
     Raises:
-        ShapeError: if the input or the context does not fit.
+        ShapeError: if the input or the context does not fit, or `start` does not broadcast to (features, out).
         ValueError: if the order is no permutation, or the adjacency has another shape or a circle in it.
         TypeError: if the adjacency is no array, or `activation` makes no module.
 
@@ -86,6 +89,7 @@ class MADE(nn.Module):
         order: Sequence[int] | Tensor | None = None,
         adjacency: Tensor | Sequence[Sequence[bool]] | None = None,
         residual: bool = False,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__()
         features, out = count("MADE", "features", features), count("MADE", "out", out)
@@ -105,11 +109,12 @@ class MADE(nn.Module):
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         self.from_context = nn.Linear(context, len(masks[0]), bias=False) if context else None
         self.activation = nonlinearity("MADE", activation)
-        starts_at_zero = [self._stack[-1].weight, self._stack[-1].bias]
+        starts_at_zero = [self._stack[-1].weight]
         if self.from_context is not None and not widths:
             starts_at_zero.append(self.from_context.weight)
         for parameter in starts_at_zero:
             nn.init.zeros_(parameter)
+        start_at("MADE", self._stack[-1].bias, start, (features, out))
 
         found = [i for group in self.groups for i in group]
         rows = [i * out + k for i in found for k in range(out)]
@@ -309,7 +314,7 @@ def _reads_before(features: int, order: Sequence[int] | Tensor) -> Tensor:
     """(features, features): true at (i, j) where j comes before i."""
     check_kind("MADE", "order", order, Iterable, "the features from first to last")
     listed = order.tolist() if isinstance(order, Tensor) else list(order)
-    if sorted(listed) != list(range(features)):
+    if len(listed) != features or {whole(i) for i in listed} != set(range(features)):
         raise ValueError(f"MADE: order is {listed}, wanted each of 0 to {features - 1} once")
     place = torch.tensor(sorted(range(features), key=listed.__getitem__), device="cpu")
     return place[:, None] > place

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowkit.arguments import as_shape, batched, broadcasts, count, nonlinearity, widths_of
 from flowkit.errors import ShapeError
+from flowkit.nets.layers import start_at
 
 __all__ = ["MLP"]
 
@@ -68,12 +69,7 @@ class MLP(nn.Module):
                 layers += [nn.Linear(before, after), activation()]
         last = nn.Linear(widths[-1], math.prod(self.out))
         nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        if start is not None:
-            if not isinstance(start, Tensor) or not broadcasts(start.shape, self.out):
-                came = f"has shape {tuple(start.shape)}" if isinstance(start, Tensor) else f"is {start!r}"
-                raise ShapeError(f"MLP: start {came}, wanted a tensor that broadcasts to {self.out}")
-            last.bias.data.copy_(start.expand(self.out).flatten())
+        start_at("MLP", last.bias, start, self.out)
         self.layers = nn.Sequential(*layers, last)
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:

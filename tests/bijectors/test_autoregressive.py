@@ -141,3 +141,6 @@ def test_what_does_not_fit_is_refused():
         fk.Autoregressive(MADE(3, 2), Affine())
     with pytest.raises(ValueError, match=r"net.groups is \(\(0,\), \(2,\)\)"):
         fk.Autoregressive(Affine(), Plain(MADE(3, 2), groups=((0,), (2,))))
+    for groups in (5, (0, 1, 2), ((0,), (), (1,)), (("a",),)):
+        with pytest.raises(ValueError, match="wanted groups of features"):
+            fk.Autoregressive(Affine(), Plain(MADE(3, 2), groups=groups))

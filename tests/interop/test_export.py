@@ -166,6 +166,8 @@ def test_contexts_that_do_not_fit():
             export(made("conditional_flow"))
         with pytest.raises(fk.ShapeError, match="takes none"):
             export(made("coupling_flow"), torch.zeros(2))
+        with pytest.raises(TypeError, match="is a Exp, wanted a"):
+            export(fk.Exp())
     with pytest.raises(TypeError, match="wanted a Flow, which has a latent"):
         export_from_latent(fk.Normal((2,)))
 

@@ -109,6 +109,13 @@ def test_expansion_of_an_unconditional_distribution():
     torch.testing.assert_close(d.log_prob(x), model.log_prob(x))
 
 
+def test_batches_that_do_not_expand_are_refused():
+    d = as_torch_distribution(flow()).expand((3, 1))
+    for shape in ((2, 1), (4,), ()):
+        with pytest.raises(fk.ShapeError, match=r"expand: batch_shape is .*, wanted one that \(3, 1\) expands to"):
+            d.expand(shape)
+
+
 def test_a_sample_and_its_density_run_each_net_once():
     model = flow(3)
     d = as_torch_distribution(model, draw(4, 3), cache_size=1)
@@ -566,6 +573,9 @@ def test_modules_that_make_something_else():
         from_torch_distribution(nn.Identity(), context_shape=(2,))
     with pytest.raises(TypeError, match="source is a str"):
         from_torch_distribution("normal")
+    for part in (fk.Exp(), fk.Normal(2)):
+        with pytest.raises(TypeError, match=f"source is a {type(part).__name__}, which is a part of flowkit already"):
+            from_torch_distribution(part)
     with pytest.raises(ValueError, match="context_shape is for a module"):
         from_torch_distribution(D.Normal(0.0, 1.0), context_shape=(2,))
 

@@ -189,7 +189,8 @@ def test_the_components_of_a_mixture_part_in_training(mix):
     torch.manual_seed(0)
     x = torch.randn(200, 2) + 3 * torch.randn(200, 1).sign()
     net = fk.nets.MLP((1,), (1, mix.num_params), hidden=(8,), start=mix.start)
-    for part in (fk.Elementwise(mix, (2,)), fk.Coupling(mix, net, dim=-1)):
+    made = fk.nets.MADE(2, mix.num_params, hidden=(8,), start=mix.start)
+    for part in (fk.Elementwise(mix, (2,)), fk.Coupling(mix, net, dim=-1), fk.Autoregressive(mix, made)):
         flow = fk.Flow(part, fk.Normal((2,)))
         adam = torch.optim.Adam(flow.parameters(), 0.05)
         for _ in range(30):
@@ -197,5 +198,6 @@ def test_the_components_of_a_mixture_part_in_training(mix):
             (-flow(x).mean()).backward()
             adam.step()
         params = part.params if isinstance(part, fk.Elementwise) else net(x[:, :1])
+        params = made(x) if isinstance(part, fk.Autoregressive) else params
         scales = mix.named_params(params)["log_scales"]
         assert scales.std(-1).min() > 1e-3  # from one gradient, they would still be equal

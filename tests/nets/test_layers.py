@@ -118,3 +118,22 @@ def test_a_context_fits_every_batch_rank():
     image = fk.nets.ImageContext((1, 4, 6), out=8, blocks=1)
     for batch in [(), (3,), (2, 3), (0,)]:
         assert image(torch.zeros(*batch, 1, 4, 6)).shape == (*batch, 8, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda start: fk.nets.MLP(3, (3, 14), hidden=(8,), start=start), (3,)),
+        (lambda start: fk.nets.MADE(3, 14, hidden=(8,), start=start), (3,)),
+        (lambda start: fk.nets.MADE(3, 14, hidden=(8,), residual=True, order=(2, 0, 1), start=start), (3,)),
+        (lambda start: fk.nets.ConvNet((3, 4, 4), 14, filters=8, start=start), (3, 4, 4)),
+        (lambda start: fk.nets.ResidualConvNet((3, 4, 4), 14, filters=8, blocks=1, start=start).eval(), (3, 4, 4)),
+    ],
+)
+def test_nets_start_where_they_are_told(make, shape):
+    start = fk.maps.MixLogistic(4).start
+    assert torch.equal(make(start)(torch.randn(5, *shape)), start.expand(5, *shape, 14))
+    assert not make(None)(torch.randn(5, *shape)).any()
+    for other in (torch.zeros(13), [0.0] * 14):
+        with pytest.raises(fk.ShapeError, match=r"start .*, wanted a tensor that broadcasts to \(3, 14\)"):
+            make(other)

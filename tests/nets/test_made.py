@@ -138,6 +138,8 @@ def test_what_does_not_fit_is_refused():
         net(torch.zeros(3), torch.zeros(1, 4))
     with pytest.raises(ValueError, match=r"order is \[0, 0, 1\], wanted each of 0 to 2 once"):
         MADE(3, 2, order=(0, 0, 1))
+    with pytest.raises(ValueError, match=r"order is \[0, None, 1\], wanted each of 0 to 2 once"):
+        MADE(3, 2, order=(0, None, 1))
     with pytest.raises(ValueError, match="give order or adjacency, not both"):
         MADE(2, 2, order=(0, 1), adjacency=torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"adjacency has shape \(2, 2\), wanted \(3, 3\)"):
