@@ -139,10 +139,11 @@ def facts(card, weights):
         yield "split", training["split"]
     if score:
         yield "held out", f"{score['images']:,} images of {' × '.join(map(str, score['shape']))}"
-        kind = "" if score["exact"] else f", {score['draws']} importance samples"
+        one = score["exact"] or score["draws"] == 1
+        kind = "" if score["exact"] else ", single samples" if one else f", {score['draws']} importance samples"
         yield "bits/dim", f"**{score['bits_per_dim']:.3f}** ± {score['standard_error']:.3f}{kind}"
         for kind, what in (("single", "single samples"), ("uniform", "uniform noise")):
-            if score.get(f"bits_per_dim_{kind}") is not None:
+            if score.get(f"bits_per_dim_{kind}") is not None and not (one and kind == "single"):
                 value, error = score[f"bits_per_dim_{kind}"], score[f"{kind}_standard_error"]
                 yield f"bits/dim, {what}", f"{value:.3f} ± {error:.3f}"
     if "steps" in training:
