@@ -59,7 +59,7 @@ def test_a_wrong_adapter_is_marked_and_no_rival(monkeypatch):
 
     def slipped(*arguments):
         z, log_slope = right(*arguments)
-        return z, log_slope + 1e-3
+        return z, log_slope + 1e-2
 
     monkeypatch.setattr(spline, "plain", slipped)
     cell = next(spline.cells(TINY))
@@ -67,7 +67,7 @@ def test_a_wrong_adapter_is_marked_and_no_rival(monkeypatch):
     found = measure(Cell(cell.name, chosen, cell.tolerance, cell.memory), TINY)
     assert not found["contestants"]["flowkit"]["wrong"]
     assert found["contestants"]["plain"]["wrong"]
-    assert found["contestants"]["plain"]["error"] == pytest.approx(1e-3, rel=0.01)
+    assert found["contestants"]["plain"]["error"] == pytest.approx(1e-2, rel=0.01)
     assert report.ratios(found) == (None, None)
     assert "| wrong: " in report.tables({"cells": [found]})
 
