@@ -155,6 +155,16 @@ class Transform(nn.Module, ABC):
             )
         return (value,)
 
+    def check_params(self, net: str, params: object) -> None:
+        """Refuse what a net gave for the parameters of a map, unless it is a floating tensor.
+
+        Raises:
+            TypeError: for anything else, naming this part.
+        """
+        if not isinstance(params, Tensor) or not params.is_floating_point():
+            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
+            raise TypeError(f"{self.path}: the {net} gave {came}, wanted a tensor of a floating dtype")
+
     def needed_context(self, context: Tensor | None) -> Tensor:
         """`context`, or the error that it is missing.
 

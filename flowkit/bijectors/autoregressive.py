@@ -92,9 +92,7 @@ class Autoregressive(Bijector):
     def _fitting(self, params: Tensor, value: Tensor) -> Tensor:
         """`params` in the dtype of `value`, or the error that they do not fit it; within `enter_net`."""
         wanted = (*value.shape, self.map.num_params)
-        if not isinstance(params, Tensor) or not params.is_floating_point():
-            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
-            raise TypeError(f"{self.path}: the conditioner gave {came}, wanted a tensor of a floating dtype")
+        self.check_params("conditioner", params)
         if params.shape != wanted:
             raise ShapeError(
                 f"the conditioner gave {tuple(params.shape)}, wanted {wanted}: "

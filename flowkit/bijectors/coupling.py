@@ -82,9 +82,7 @@ class Coupling(Bijector):
     def _conditioned(self, first: Tensor, second: Tensor, context: Tensor | None) -> Tensor:
         params = self.enter_net(self.conditioner, *self.net_arguments(first, context))
         wanted = (*second.shape, self.map.num_params)
-        if not isinstance(params, Tensor) or not params.is_floating_point():
-            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
-            raise TypeError(f"{self.path}: the conditioner gave {came}, wanted a tensor of a floating dtype")
+        self.check_params("conditioner", params)
         if params.shape != wanted:
             raise ShapeError(
                 f"{self.path}: the conditioner gave {tuple(params.shape)}, wanted {wanted}: "

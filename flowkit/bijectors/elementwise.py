@@ -99,9 +99,7 @@ class FromContext(Bijector):
         self.check_event(name, value, (None,) * self.in_ndim)
         params = self.enter_net(self.net, self.needed_context(context))
         wanted = (*value.shape, self.map.num_params)
-        if not isinstance(params, Tensor) or not params.is_floating_point():
-            came = params.dtype if isinstance(params, Tensor) else f"a {type(params).__name__}"
-            raise TypeError(f"{self.path}: the net gave {came}, wanted a tensor of a floating dtype")
+        self.check_params("net", params)
         if params.shape != wanted:
             raise ShapeError(f"{self.path}: the net gave {tuple(params.shape)} for the context, wanted {wanted}")
         return params.to(value.dtype)
