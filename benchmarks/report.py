@@ -123,6 +123,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     cells = result["cells"]
     columns = _columns(cells)
@@ -154,11 +155,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 label=name if sign == marker else None, zorder=3 if name in own else 2,
             )  # fmt: skip
     ax.set(xscale="log", xlabel="milliseconds, median and quartiles; a cross is a wrong result")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_yticks(range(len(cells)), [cell["cell"] for cell in cells])
     ax.set_ylim(len(cells) - 0.5, -0.5)
     ax.grid(axis="both", color="#e6e6e6", linewidth=0.7)
     ax.spines[:].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(5, len(columns)), frameon=False)
+    # Labels of the names beside one another: as many in a row as the longest leaves room for.
+    in_a_row = max(2, 80 // (6 + max(map(len, columns))))
+    figure.legend(loc="outside upper center", ncols=min(in_a_row, len(columns)), frameon=False)
     figure.savefig(path)
     plt.close(figure)
 
