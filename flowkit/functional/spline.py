@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from flowkit.errors import DomainError, ShapeError
+from flowkit.functional.spline_fused import MOST_BINS, fused_bin
 
 __all__ = ["rational_quadratic_spline", "rational_quadratic_spline_inverse"]
 
@@ -87,8 +88,8 @@ def rational_quadratic_spline(
     """
     _check("x", x, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
     inner, turns = _enter(x, lower, upper, tails)
-    spline = _spline(widths, heights, slopes, (lower, upper), tails, (min_width, min_height, min_slope))
-    here = _bin(spline, (inner.unsqueeze(-1) >= spline.x[..., 1:-1]).sum(-1, keepdim=True))
+    minima = (min_width, min_height, min_slope)
+    here = _bin(inner, (widths, heights, slopes), (lower, upper), tails, minima, inverse=False)
     width = here.x1 - here.x0
     theta, phi = (inner - here.x0) / width, (here.x1 - inner) / width
     below = theta * (here.s * theta + here.d0 * phi)
@@ -133,8 +134,8 @@ def rational_quadratic_spline_inverse(
     """
     _check("z", z, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
     inner, turns = _enter(z, lower, upper, tails)
-    spline = _spline(widths, heights, slopes, (lower, upper), tails, (min_width, min_height, min_slope))
-    here = _bin(spline, (inner.unsqueeze(-1) >= spline.z[..., 1:-1]).sum(-1, keepdim=True))
+    minima = (min_width, min_height, min_slope)
+    here = _bin(inner, (widths, heights, slopes), (lower, upper), tails, minima, inverse=True)
     height = here.z1 - here.z0
     t, rest = (inner - here.z0) / height, (here.z1 - inner) / height
     product = 4 * here.s * t * here.s * rest
@@ -240,9 +241,23 @@ def _knots(shares: Tensor, interval: tuple[float, float]) -> Tensor:
     return pad(pad(inner, (1, 0), value=lower), (0, 1), value=upper)
 
 
-def _bin(spline: _Spline, index: Tensor) -> _Bin:
-    """The bin with this index, shape (*S, 1)."""
-    left, right = ([t.gather(-1, at).squeeze(-1) for t in (spline.x, spline.z, spline.d)] for at in (index, index + 1))
+def _bin(
+    at: Tensor,
+    raw: tuple[Tensor, Tensor, Tensor],
+    interval: tuple[float, float],
+    tails: str,
+    minima: tuple[float, float, float],
+    *,
+    inverse: bool,
+) -> _Bin:
+    """The bin that holds `at`, an x or with `inverse` a z."""
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and at.device.type == "cpu"
+    if compiled and raw[0].shape[-1] <= MOST_BINS:
+        return _Bin(*fused_bin(at, raw, interval, tails, minima, inverse=inverse))
+    spline = _spline(*raw, interval, tails, minima)
+    knots = (spline.z if inverse else spline.x)[..., 1:-1]
+    index = (at.unsqueeze(-1) >= knots).sum(-1, keepdim=True)
+    left, right = ([t.gather(-1, i).squeeze(-1) for t in (spline.x, spline.z, spline.d)] for i in (index, index + 1))
     (x0, z0, d0), (x1, z1, d1) = left, right
     return _Bin(x0, x1, z0, z1, d0, d1, spline.s.gather(-1, index).squeeze(-1))
 

@@ -1,0 +1,63 @@
+"""The bin that compiled code finds: the same as that of the eager code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
+from flowkit.functional.spline_fused import MOST_BINS
+
+
+@pytest.fixture(autouse=True)
+def _no_limit_to_compiling_again():
+    torch.compiler.reset()
+
+
+def arguments(bins: int, tails: str, shape: tuple[int, ...] = (5, 7)) -> tuple[Tensor, ...]:
+    torch.manual_seed(bins)
+    slopes = bins + {"linear": -1, "circular": 0, "bounded": 1}[tails]
+    x = 2 * torch.randn(shape, dtype=torch.float64)
+    return x, *(2 * torch.randn(*shape, size, dtype=torch.float64) for size in (bins, bins, slopes))
+
+
+@pytest.mark.parametrize("tails", ["linear", "circular", "bounded"])
+@pytest.mark.parametrize("bins", [1, 2, 8, MOST_BINS, MOST_BINS + 1])
+@pytest.mark.parametrize("function", [rational_quadratic_spline, rational_quadratic_spline_inverse])
+def test_compiled_values_and_gradients_are_the_eager_ones(function, bins, tails):
+    def both(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return function(x, *parameters, lower=-3.0, upper=2.0, tails=tails)
+
+    def found(f) -> tuple[Tensor, ...]:
+        leaves = [t.clone().requires_grad_() for t in arguments(bins, tails)]
+        y, log_derivative = f(*leaves)
+        loss = (y * y).sum() + (y * log_derivative).sum()
+        return y, log_derivative, *torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
+    for one, other in zip(found(compiled), found(both), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_vmap_within_compiled_code():
+    x, *parameters = arguments(4, "linear", (3, 5))
+
+    def each(x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return rational_quadratic_spline(x, *parameters, lower=-3.0, upper=2.0)
+
+    found = torch.compile(torch.vmap(each), backend="aot_eager", fullgraph=True)(x, *parameters)
+    for one, other in zip(found, each(x, *parameters), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.thorough
+def test_by_the_compiler_of_kernels():
+    x, *parameters = (t.float() for t in arguments(8, "linear", (64, 16)))
+    kernels = torch.compile(rational_quadratic_spline, fullgraph=True)
+    for one, other in zip(
+        kernels(x, *parameters, lower=-3.0, upper=2.0),
+        rational_quadratic_spline(x, *parameters, lower=-3.0, upper=2.0),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
