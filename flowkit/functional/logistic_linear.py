@@ -86,7 +86,10 @@ def tiled_backward(
         outside = of_tile[-1] == 0
         count = int(outside.count_nonzero())
         if count <= _MANY * outside.numel():
-            differentiate_linear(on_y, on_log, here, mixture, Sums(*of_tile), into)
+            aside = into[-1].stride(0) == 1  # components side by side: too slow to work on
+            found = differentiate_linear(on_y, on_log, here, mixture, Sums(*of_tile), None if aside else into)
+            for whole, part in zip(into if aside else (), found if aside else (), strict=True):
+                whole.copy_(part)
         if count:
             mend_gradients(outside, count, into, on_y, on_log, here, mixture)
     return tuple(grads)  # type: ignore[return-value]
@@ -160,7 +163,7 @@ def _exp_of_minus(x: Tensor) -> Tensor:
     octaves = x * -_LOG2_E
     power = octaves.exp2()
     # Minus what rounding took from the octaves: PyTorch adds a multiple in one rounding.
-    rest = torch.add(x, octaves, alpha=1 / _LOG2_E)
+    rest = torch.add(x, octaves, alpha=1 / _LOG2_E, out=octaves)
     return power.addcmul_(power, rest, value=-1)
 
 
@@ -184,13 +187,18 @@ def start_of(y: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor, Tenso
     return quantile_bracket(y, weights, mixture.means, _LOG2_E / mixture.rates, dim=0)
 
 
-def _linear(x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x - mean, sigmoid(-z) and the terms of F and S, but for a factor; three exponentials with the mixture's two."""
+def _linear(
+    x: Tensor, mixture: Mixture, out: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x - mean, sigmoid(-z) and the terms of F and S, but for a factor; three exponentials with the mixture's two.
+
+    The first, the second and the last are written into the tensors of `out`.
+    """
     cut = _CUT[x.dtype] * _LOG2_E
-    offset = x - mixture.means
+    offset = torch.sub(x, mixture.means, out=out[0])
     odds = (offset * mixture.rates).clamp_(-cut, cut).exp2_()
-    sigmoid_above = (odds + 1).reciprocal_()
-    upper = mixture.weights * sigmoid_above
+    sigmoid_above = torch.add(odds, 1, out=out[1]).reciprocal_()
+    upper = torch.mul(mixture.weights, sigmoid_above, out=out[2])
     lower = odds.mul_(upper)
     return offset, sigmoid_above, lower, upper
 
@@ -301,24 +309,27 @@ def mend_gradients(
 def differentiate_linear(
     grad_y: Tensor, grad_log: Tensor, x: Tensor, mixture: Mixture, sums: Sums, into: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, logits, means and log-scales, right where the sums say so; written `into` tensors, if given."""
+    """Gradients of x, logits, means and log-scales, right where the sums say so.
+
+    With `into` they are written there. Until then its tensors hold what is on the way, and the mixture's weights are
+    overwritten too: less memory, and less to fetch into the cache.
+    """
     below, above, slope = sums
     on_x, on_logits, on_means, on_log_scales = into or (None,) * 4
-    offset, sigmoid_above, lower, upper = _linear(x, mixture)
+    overwritten = mixture.weights if into else None
+    offset, sigmoid_above, lower, upper = _linear(x, mixture, (on_log_scales, on_means, overwritten))
     sigmoid_above.mul_(mixture.rates)
-    density = lower * sigmoid_above
+    density = torch.mul(lower, sigmoid_above, out=on_logits)
     by_below, by_above, by_slope = (grad_y - grad_log) / below, (grad_y + grad_log) / above, grad_log / slope
     # F + S = 1: below + above is the sum of the weights, and lower + upper each of them
     share = grad_log / (below + above)
-    per_density = torch.addcmul(
-        (by_below + by_above) / -_LOG2_E, torch.sub(mixture.rates, sigmoid_above, alpha=2), by_slope, value=_LOG2_E**-2
-    )
+    curve = torch.sub(mixture.rates, sigmoid_above, alpha=2, out=on_means)
+    per_density = torch.addcmul((by_below + by_above) / -_LOG2_E, curve, by_slope, value=_LOG2_E**-2, out=on_means)
     grad_means = torch.mul(density, per_density, out=on_means)
     on_density = density.mul_(by_slope / _LOG2_E)
-    grad_logits = lower.mul_(by_below + share).addcmul_(upper, by_above - share, value=-1)
-    grad_logits = torch.add(grad_logits, on_density, out=on_logits)
-    grad_log_scales = torch.sub(offset.mul_(grad_means), on_density, out=on_log_scales)
-    return torch.neg(grad_means.sum(0), out=on_x), grad_logits, grad_means, grad_log_scales
+    grad_log_scales = offset.mul_(grad_means).sub_(on_density)
+    lower.mul_(by_below + share).addcmul_(upper, by_above - share, value=-1)
+    return torch.neg(grad_means.sum(0), out=on_x), on_density.add_(lower), grad_means, grad_log_scales
 
 
 def _differentiate_log(
