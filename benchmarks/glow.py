@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from benchmarks.measure import Cell, Contestant, Contract, compiled, relative
 
 __all__ = ["TITLE", "cells"]
 
-TITLE = "Glow: 8 steps on (16, 12, 16, 16), nets of 64 filters"
+TITLE = "Glow: 8 steps on (16, 12, 16, 16), the same nets of 64 filters in all"
 
 
 class Steps(NamedTuple):
@@ -27,22 +28,34 @@ class Steps(NamedTuple):
     from_latent: Callable[[Tensor], Tensor]
 
 
-def flowkit(shape: tuple[int, int, int], steps: int, filters: int) -> Steps:
-    """The zoo's step: learned rotation, a net with weight norm and gains."""
+def flowkit(shape: tuple[int, int, int], steps: int, filters: int, zoo: bool = False) -> Steps:
+    """Learned rotations, and the conditioner that all others have; or the zoo's, with weight norm and gains."""
     c, h, w = shape
 
     def step() -> fk.Chain:
         affine, mix = fk.maps.Affine(), fk.Conv1x1(shape)
         nn.init.orthogonal_(mix.weight)
-        net = fk.nets.ConvNet((c // 2, h, w), affine.num_params, filters=filters)
-        return fk.Chain(norm=fk.ActNorm((c, 1, 1)), mix=mix, couple=fk.Coupling(affine, net, dim=-3))
+        if zoo:
+            conditioner = fk.nets.ConvNet((c // 2, h, w), affine.num_params, filters=filters)
+        else:
+            conditioner = _ParametersLast(net(c // 2, c // 2 * affine.num_params, filters), affine.num_params)
+        return fk.Chain(norm=fk.ActNorm((c, 1, 1)), mix=mix, couple=fk.Coupling(affine, conditioner, dim=-3))
 
     chain = fk.Chain(*(step() for _ in range(steps)))
     return Steps(chain, chain, lambda z: chain.inverse(z)[0])
 
 
+class _ParametersLast(nn.Module):
+    def __init__(self, net: nn.Module, parameters: int) -> None:
+        super().__init__()
+        self.net, self.parameters = net, parameters
+
+    def forward(self, x: Tensor, context: None = None) -> Tensor:
+        return self.net(x).unflatten(1, (-1, self.parameters)).movedim(2, -1)
+
+
 def net(inputs: int, outputs: int, filters: int) -> nn.Module:
-    """The conditioner of all others."""
+    """The conditioner of all."""
     return nn.Sequential(
         nn.Conv2d(inputs, filters, 3, padding=1),
         nn.ReLU(),
@@ -163,7 +176,14 @@ def freia(shape: tuple[int, int, int], steps: int, filters: int) -> Steps:
     return Steps(chain, chain, lambda z: chain(z, rev=True)[0])
 
 
-LIBRARIES = {"flowkit": flowkit, "plain": plain, "nflows": nflows, "normflows": normflows, "FrEIA": freia}
+LIBRARIES: dict[str, Callable[[tuple[int, int, int], int, int], Steps]] = {
+    "flowkit": flowkit,
+    "flowkit, zoo's net": functools.partial(flowkit, zoo=True),
+    "plain": plain,
+    "nflows": nflows,
+    "normflows": normflows,
+    "FrEIA": freia,
+}
 
 
 def moderate(module: nn.Module) -> None:
