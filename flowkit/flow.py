@@ -316,10 +316,11 @@ class Flow(Distribution):
         """`value`, an x or a z, and the encoded context, expanded to one batch."""
         event_ndim = self.event_ndim if name == "x" else len(self._latent_shape)
         event_shape = self._event_shape if name == "x" else self._latent_shape
-        self.check_tensor(name, value)
         if event_shape is not None:
             self.check_event(name, value, event_shape)
-        elif value.ndim < event_ndim:
+        else:
+            self.check_tensor(name, value)
+        if value.ndim < event_ndim:
             raise ShapeError(f"Flow: {name} has shape {tuple(value.shape)}, wanted at least {event_ndim} dims of event")
         context_batch = self.check_context(context)
         if context is None:
