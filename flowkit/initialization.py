@@ -69,3 +69,14 @@ def initialize(
             module.training = mode
     if waiting:
         raise ValueError(f"initialize: {next(iter(waiting.values()))} was not reached by log_prob")
+    mark_initialized(flow)
+
+
+def mark_initialized(flow: nn.Module) -> None:
+    """Note that the parts of `flow` are set, by data or by loaded weights."""
+    flow.__dict__["_initialized"] = True
+
+
+def is_initialized(flow: nn.Module) -> bool:
+    """Whether `mark_initialized` was called of this flow, or of one that it is a copy of."""
+    return bool(flow.__dict__.get("_initialized", False))

@@ -60,11 +60,10 @@ def run(options: argparse.Namespace) -> int | None:
     """
     import torch
 
-    from flowkit import __version__
     from flowkit.cli.options import missing_path
     from flowkit.train import Evaluation, config, fit
     from flowkit.train.parallel import processes
-    from flowkit.train.runs import finish
+    from flowkit.train.runs import check_goes_on, facts, finish
 
     if options.list:
         recipes = config.available()
@@ -90,6 +89,7 @@ def run(options: argparse.Namespace) -> int | None:
     with processes(recipe.train.device) as ours:
         if any(ours.gather(options.fresh and ours.first and (out / "checkpoints").exists())):
             raise ValueError(f"{out} holds an earlier run; without --fresh it goes on, with another --out it stays")
+        check_goes_on(out, recipe)
         count = sum(parameter.numel() for parameter in flow.parameters())
         if ours.first:
             print(f"{recipe.name}: {count:,} parameters, {len(split.train):,} images, {ours.device}, {out}")  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int | None:
             held_out=split.held_out,
             out=out,
             levels=split.levels,
-            facts={"recipe": recipe.as_dict(), "flowkit": __version__, "torch": torch.__version__},
+            facts=facts(recipe),
             progress=not options.quiet,
         )
         if trained.stopped_by is not None:
@@ -118,9 +118,7 @@ def run(options: argparse.Namespace) -> int | None:
 
 def _command(options: argparse.Namespace) -> str:
     """What gives this model again, without the paths of this machine."""
-    named = [
-        f"data.path={Path(text.partition('=')[2]).name}" if text.startswith("data.path=") else text
-        for text in options.overrides
-    ]
+    pairs = [[part.strip() for part in text.split("=", 1)] for text in options.overrides]
+    named = [f"{key}={Path(value).name if key == 'data.path' else value}" for key, value in pairs]
     start = [] if options.start is None else ["--from", Path(options.start).stem]
     return shlex.join(["flowkit", "train", Path(options.config).name, *named, *start])

@@ -99,7 +99,7 @@ def save(
             all processes are added.
         facts: what it is a checkpoint of, in JSON.
         keep: how many to keep.
-        score: held-out bits/dim; the checkpoint with the lowest is kept besides.
+        score: held-out bits/dim, always with as many draws; the checkpoint with the lowest is kept besides.
 
     Returns:
         The checkpoint's folder.
@@ -296,7 +296,14 @@ def _verified(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.name}: no manifest.json that can be read; this is no checkpoint, or half of one")
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path.name}: format {manifest.get('format')!r}, wanted {FORMAT}")
-    for name, fact in manifest["files"].items():
+    lacks = [key for key in ("step", "sharded", "processes", "of", "files") if key not in manifest]
+    files = manifest.get("files")
+    if not lacks and isinstance(files, dict):
+        needed = ["training.pt"] + ([] if manifest["sharded"] else ["model.safetensors", "ema.safetensors"])
+        lacks = [name for name in needed if not {"size", "sha256"} <= set(files.get(name) or {})]
+    if lacks or not isinstance(files, dict):
+        raise CheckpointError(f"{path.name}: manifest.json lacks {', '.join(lacks) or 'files'}; this is no checkpoint")
+    for name, fact in files.items():
         try:
             size, digest = (path / name).stat().st_size, _digest(path / name)
         except OSError as error:
@@ -326,7 +333,7 @@ def _load_whole(module: nn.Module, tensors: dict[str, Tensor], source: str) -> N
         else:
             fill(module, tensors, source)
     except (WeightsError, RuntimeError) as error:
-        raise CheckpointError(f"{_first_line(error)}; it is a checkpoint of another model") from None
+        raise CheckpointError(f"{_first_line(error)}; it is damaged, or a checkpoint of another model") from None
 
 
 def _load_optimizer(flow: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], source: str) -> None:

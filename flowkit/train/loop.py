@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -20,16 +22,18 @@ from torch.utils.data import DataLoader, Dataset
 from flowkit.debugging import validation
 from flowkit.distribution import Distribution
 from flowkit.errors import DomainError
-from flowkit.initialization import initialize
+from flowkit.initialization import initialize, is_initialized
 from flowkit.train import checkpoints, schedules
 from flowkit.train.checkpoints import CheckpointError
 from flowkit.train.data.images import as_dataset, collate, fetch, inputs
 from flowkit.train.data.shuffling import Order, order
-from flowkit.train.evaluation import Evaluation, evaluate
+from flowkit.train.evaluation import Evaluation, data_sha256, evaluate
 from flowkit.train.parallel import Processes, nets, processes, unsynchronized, whole
 from flowkit.train.records import Records
 
 __all__ = ["Settings", "Trained", "fit"]
+
+_MOST_SKIPPED = 100  # steps in a row: what does not recover by then never does
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,11 @@ class Settings:
         ema_warmup: whether the decay of update n is at most (1 + n) / (10 + n), so that the weights of the first steps
             are forgotten early: a constant decay leaves the initial ones a share of ema^steps.
         accumulate: parts that each process splits its share of a batch into.
-        init_batch: images that the parts set themselves from before the first step; 0 if they are set already.
+        init_batch: images that the parts set themselves from before the first step, unless `flowkit.initialize`, an
+            earlier `fit` or `flowkit.zoo` has set them; 0 after a `load_state_dict` of your own.
         seed: of the order of images, of noise and of dropout.
-        nonfinite: at a loss or gradient that is not finite, "stop" with the layer named, or "skip" the step and count.
+        nonfinite: at a loss or gradient that is not finite, "stop" with the layer named, or "skip" the step and count;
+            a hundred of them in a row stop the run in any case.
         precision: "float32", or "bfloat16" for the nets by autocast; maps and log-terms stay in float32.
         channels_last: whether the nets' weights lie channels last, which is faster on most hardware.
         compile: whether to run `torch.compile` on the loss.
@@ -60,13 +66,13 @@ class Settings:
         device: "auto", or a device of torch.
         workers: processes that read data; 0 to read in this one.
         log_every: steps between rows of the log.
-        score_every: steps between scores on held-out images; 0 for one at the end alone.
+        score_every: steps between scores on held-out images, each with a checkpoint; 0 for one at the end alone.
         score_draws: importance samples of each held-out image in these scores.
         final_draws: the same at the end.
         sample_every: steps between pictures of samples; 0 for none.
         samples: images in such a picture.
         save_every: steps between checkpoints; one is written at the end in any case.
-        keep: checkpoints to keep, besides the best.
+        keep: checkpoints to keep, besides the best by single samples.
         tensorboard: whether to write events for TensorBoard.
 
     Raises:
@@ -228,10 +234,16 @@ def fit(
         # Parts set themselves from data before anything wraps the flow. Every process looks at the same images with
         # the same noise; the first one's values then overwrite the others', so that all agree to the bit.
         count = len(images)  # type: ignore[arg-type]
+        if count < 1:
+            raise ValueError("fit: there are no images to train on")
+        if out is not None and ours.first:
+            stack.enter_context(_alone(out))
         chosen = order(count, 0, min(max(settings.init_batch, 2), count), seed=settings.seed)
         first = inputs(fetch(images, chosen.tolist()), flow, ours.device)
         resumes = any(ours.gather(ours.first and out is not None and checkpoints.tidy(out / "checkpoints")))
-        if settings.init_batch and not resumes:
+        if settings.sample_every and out is not None:
+            _check_pictures(flow, conditional=len(first) > 1)
+        if settings.init_batch and not resumes and not is_initialized(flow):
             with torch.random.fork_rng([ours.device] if ours.device.type == "cuda" else []):
                 torch.manual_seed(settings.seed)  # for dropout
                 initialize(flow, *first, generator=torch.Generator(ours.device).manual_seed(settings.seed))
@@ -250,8 +262,9 @@ def fit(
 
         state: dict[str, Any] = {"step": 0, "seen": 0, "skipped": 0, "seconds": 0.0, "losses": 0.0, "norms": 0.0}
         state |= {"counted": 0, "evaluation": None, "row": None}
+        of = {"settings": asdict(settings), "images": count, "optimizer": _kinds(adam), **(facts or {})}
         if resumes:
-            state |= _resume(out / "checkpoints", flow, averaged, adam, ours)  # type: ignore[operator]
+            state |= _resume(out / "checkpoints", flow, averaged, adam, of, ours)  # type: ignore[operator]
         loader = _loader(images, settings, ours, start=state["seen"])
         if ours.first and out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -271,8 +284,15 @@ def fit(
         def scored() -> bool:
             return state["evaluation"] is not None and state["evaluation"]["steps"] == state["step"]
 
+        def scored_at_the_end() -> bool:
+            """Whether the last score is that of the end of this run: of these images, with as many draws."""
+            if held_out is None or not scored() or state["evaluation"]["draws"] != settings.final_draws:
+                return False
+            return state["evaluation"]["data_sha256"] == data_sha256(held_out, len(first) > 1)[0]
+
         def save() -> None:
             if out is not None:
+                _check_weights(flow, shadow, state["step"], out, ours)
                 checkpoints.save(
                     out / "checkpoints",
                     state["step"],
@@ -280,102 +300,119 @@ def fit(
                     averaged.module,
                     adam,
                     {**state, "averages": int(averaged.n_averaged)},
-                    {"settings": asdict(settings), **(facts or {})},
+                    of,
                     ours,
                     keep=settings.keep,
-                    score=(state["evaluation"] or {}).get("bits_per_dim") if scored() else None,
+                    # Unlike draws do not compare, and there may be more of them at the end.
+                    score=state["evaluation"]["bits_per_dim_single"] if scored() else None,
                 )
 
         def score(draws: int) -> tuple[float, float]:
             about: dict[str, Any] = {"data_name": "unnamed", "split": "held-out", "draws": draws}
-            try:
+            with signals.at_once():
                 card = evaluate(shadow, held_out, **about, steps=state["step"], ema=settings.ema, ours=ours)  # type: ignore[arg-type]
-            except ValueError:  # a score that is none
-                save()
-                raise
             state["evaluation"] = asdict(card)
             return card.bits_per_dim, card.standard_error
 
         saved_at, stopped_by = state["step"] if resumes else None, None
-        clock = time.monotonic()
-        while state["step"] < settings.steps:
-            for group in adam.param_groups:
-                group["lr"] = rates(state["step"])
-            before = _Before(flow, ours.device)
-            batches = [inputs(next(loader), flow, ours.device) for _ in range(settings.accumulate)]
-            loss = torch.zeros((), device=ours.device)
-            for part, batch in enumerate(batches):
-                with unsynchronized(model, part < settings.accumulate - 1):
-                    with autocast:
-                        nats = -model(*batch).mean() / settings.accumulate  # per image, as the paper's clip wants it
-                    nats.backward()
-                loss += nats.detach()
-            norm = whole(nn.utils.clip_grad_norm_(flow.parameters(), settings.clip or math.inf))
+        clock, in_a_row = time.monotonic(), 0
+        before: _Before | None = None  # while a step is under way
+        try:
+            while state["step"] < settings.steps:
+                for group in adam.param_groups:
+                    group["lr"] = rates(state["step"])
+                before = _Before(flow, ours.device)
+                batches = [inputs(next(loader), flow, ours.device) for _ in range(settings.accumulate)]
+                loss = torch.zeros((), device=ours.device)
+                for part, batch in enumerate(batches):
+                    with unsynchronized(model, part < settings.accumulate - 1):
+                        with autocast:
+                            # Per image, as the paper's clip wants it.
+                            nats = -model(*batch).mean() / settings.accumulate
+                        nats.backward()
+                    loss += nats.detach()
+                norm = whole(nn.utils.clip_grad_norm_(flow.parameters(), settings.clip or math.inf))
 
-            # What all processes must agree on: the loss, whether the step counts, whether to go on.
-            total, stop = ours.total([loss.item(), float(signals.came is not None)])
-            loss_of_all, finite = total / ours.world, math.isfinite(total) and bool(norm.isfinite())
-            if finite:
-                adam.step()
-                averaged.update_parameters(flow)
-                state["losses"] += loss_of_all
-                state["norms"] += norm.item()
-                state["counted"] += 1
-            else:
-                before.restore()
-                if settings.nonfinite == "stop":
-                    save()
-                    raise DomainError(_what_is_not_finite(flow, batches, autocast, before, state["step"], ours))
-            adam.zero_grad()
-            state["skipped"] += not finite
-            state["step"] += 1
-            state["seen"] += settings.batch
-            state["seconds"] += time.monotonic() - clock
-            pace = settings.batch / max(time.monotonic() - clock, 1e-9)
+                # What all processes must agree on: the loss, whether the step counts, whether to go on.
+                total, stop = ours.total([loss.item(), float(signals.came is not None)])
+                loss_of_all, finite = total / ours.world, math.isfinite(total) and bool(norm.isfinite())
+                if finite:
+                    adam.step()
+                    averaged.update_parameters(flow)
+                    state["losses"] += loss_of_all
+                    state["norms"] += norm.item()
+                    state["counted"] += 1
+                    in_a_row = 0
+                else:
+                    before.restore()
+                    in_a_row += 1
+                    if settings.nonfinite == "stop" or in_a_row == _MOST_SKIPPED:
+                        with suppress(DomainError):  # of the weights; the layer tells more
+                            save()
+                        saved_at = state["step"]
+                        raise DomainError(_what_is_not_finite(flow, batches, autocast, before, state["step"], ours))
+                adam.zero_grad()
+                state["skipped"] += not finite
+                state["step"] += 1
+                state["seen"] += settings.batch
+                state["seconds"] += time.monotonic() - clock
+                pace, before = settings.batch / max(time.monotonic() - clock, 1e-9), None
 
-            done, end = state["step"], state["step"] == settings.steps
-            records.step(loss_of_all / (dims * math.log(2)), pace)
-            row: dict[str, Any] = {}
-            if done % settings.log_every == 0 or end:
-                if state["counted"]:
-                    nats_of_image = state["losses"] / state["counted"]
-                    row |= {"loss": nats_of_image, "bits_per_dim": nats_of_image / (dims * math.log(2))}
-                    row |= {"gradient_norm": state["norms"] / state["counted"]}
-                row |= {"rate": rates(done - 1), "skipped": state["skipped"]}
-                row |= {"images_per_second": round(pace, 1), "seconds": round(state["seconds"], 1)}
-                state |= {"losses": 0.0, "norms": 0.0, "counted": 0}
-            if held_out is not None and (end or (settings.score_every and done % settings.score_every == 0)):
-                draws = settings.final_draws if end else settings.score_draws
-                mean, error = score(draws)
-                row |= {"held_out_bits_per_dim": mean, "held_out_standard_error": error}
-                records.say(f"step {done}: {mean:.4f} ± {error:.4f} bits/dim held out, {draws} draws")
-            if row:
-                state["row"] = {"step": done, **row}
-                try:
-                    records.row(state["row"])
-                except OSError:  # the disk may be full of logs alone
+                done, end = state["step"], state["step"] == settings.steps
+                records.step(loss_of_all / (dims * math.log(2)), pace)
+                row: dict[str, Any] = {}
+                if done % settings.log_every == 0 or end:
+                    if state["counted"]:
+                        nats_of_image = state["losses"] / state["counted"]
+                        row |= {"loss": nats_of_image, "bits_per_dim": nats_of_image / (dims * math.log(2))}
+                        row |= {"gradient_norm": state["norms"] / state["counted"]}
+                    row |= {"rate": rates(done - 1), "skipped": state["skipped"]}
+                    row |= {"images_per_second": round(pace, 1), "seconds": round(state["seconds"], 1)}
+                    state |= {"losses": 0.0, "norms": 0.0, "counted": 0, "row": {"step": done, **row}}
+                scores = held_out is not None and bool(
+                    end or (settings.score_every and done % settings.score_every == 0)
+                )
+                if scores and not stop:
+                    save()  # scoring may take long, and a signal ends it at once
+                    saved_at = done
+                    draws = settings.final_draws if end else settings.score_draws
+                    mean, error = score(draws)
+                    row |= {"held_out_bits_per_dim": mean, "held_out_standard_error": error}
+                    state["row"] = {"step": done, **row}
+                    records.say(f"step {done}: {mean:.4f} ± {error:.4f} bits/dim held out, {draws} draws")
+                if row:
+                    records.row({"step": done, **row})
+                if settings.sample_every and (done % settings.sample_every == 0 or end):
+                    noise = torch.Generator(ours.device).manual_seed(settings.seed)
+                    records.samples(shadow.sample((settings.samples,), generator=noise).cpu(), levels, done)
+                    records.curves()
+                if done % settings.save_every == 0 or end or stop or scores:
                     save()
-                    raise
-            if settings.sample_every and (done % settings.sample_every == 0 or end):
-                noise = torch.Generator(ours.device).manual_seed(settings.seed)
-                records.samples(shadow.sample((settings.samples,), generator=noise).cpu(), levels, done)
-                records.curves()
-            if done % settings.save_every == 0 or end or stop:
+                    saved_at = done
+                if stop:
+                    signals.broke_off = scores
+                    stopped_by = next(number for number in ours.gather(signals.came) if number is not None)
+                    break
+                clock = time.monotonic()
+            if held_out is not None and stopped_by is None and not scored_at_the_end():  # finished before
+                score(settings.final_draws)
+                saved_at = None
+            if saved_at is None:
                 save()
-                saved_at = done
-            if stop:
-                stopped_by = next(number for number in ours.gather(signals.came) if number is not None)
-                break
-            clock = time.monotonic()
-        if held_out is not None and stopped_by is None and not scored():  # finished before, without images to score on
-            score(settings.final_draws)
-            saved_at = None
-        if saved_at is None:
-            save()
+        except _AtOnce:
+            stopped_by = signals.came
+        except Exception as problem:
+            # The steps that are done are worth more than where it failed. Alone: others may wait elsewhere.
+            if before is not None:
+                before.restore()
+            if saved_at != state["step"] and ours.world == 1 and not isinstance(problem, CheckpointError):
+                with suppress(Exception):
+                    save()
+            raise
         return Trained(
             flow=shadow,
             step=state["step"],
-            stopped_by=stopped_by if state["step"] < settings.steps else None,
+            stopped_by=stopped_by if state["step"] < settings.steps or signals.broke_off else None,
             evaluation=None if state["evaluation"] is None else Evaluation.of(state["evaluation"]),
             seconds=state["seconds"],
             skipped=state["skipped"],
@@ -441,16 +478,30 @@ def _channels_last(flow: nn.Module) -> None:
 
 
 def _resume(
-    folder: Path, flow: Distribution, averaged: AveragedModel, adam: torch.optim.Optimizer, ours: Processes
+    folder: Path,
+    flow: Distribution,
+    averaged: AveragedModel,
+    adam: torch.optim.Optimizer,
+    of: Mapping[str, Any],
+    ours: Processes,
 ) -> dict[str, Any]:
     """Go on from the newest checkpoint that is whole and of this model; its state.
 
     Raises:
-        CheckpointError: if there is none, with all the reasons.
+        CheckpointError: if there is none, with all the reasons; if the newest is one of other images.
     """
     reasons: list[str] = []
     for found in checkpoints.newest(folder, reasons.append):
+        then = found.manifest["of"]
+        if then.get("images", of["images"]) != of["images"]:
+            raise CheckpointError(
+                f"{found.path}: the run was trained on {then['images']} images, and is given {of['images']}; "
+                "with another `out` it begins anew"
+            )
         try:
+            if not set(then.get("optimizer", of["optimizer"])) & set(of["optimizer"]):
+                theirs, mine = then["optimizer"][0], of["optimizer"][0]
+                raise CheckpointError(f"{found.path.name}: the optimizer is {theirs}, and that of this run {mine}")
             state = found.restore(flow, averaged.module, adam, ours)
         except CheckpointError as error:
             reasons.append(str(error))
@@ -462,6 +513,11 @@ def _resume(
             print(f"going on from step {found.step}, {found.path}")
         return state
     raise CheckpointError(f"{folder}: no checkpoint to go on from; " + "; ".join(reasons))
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Its class, and those it derives from: one of them in common makes the state one of the same kind."""
+    return [kind.__name__ for kind in type(optimizer).__mro__ if issubclass(kind, torch.optim.Optimizer)][:-1]
 
 
 def _what_is_not_finite(
@@ -492,10 +548,29 @@ def _what_is_not_finite(
     return f"step {step}: the loss or its gradient is not finite: {told}"
 
 
+class _AtOnce(BaseException):
+    """A signal that does not wait for the end of a step."""
+
+
 class _Signals:
     """The first SIGTERM or SIGINT that came."""
 
-    came: signal.Signals | None = None
+    def __init__(self) -> None:
+        self.came: signal.Signals | None = None
+        self.waits = True  # for the end of a step
+        self.broke_off = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within, a signal breaks off what runs, with `_AtOnce`."""
+        self.waits = False
+        try:
+            yield
+        except _AtOnce:
+            self.broke_off = True
+            raise
+        finally:
+            self.waits = True
 
 
 @contextmanager
@@ -507,6 +582,8 @@ def _signals() -> Iterator[_Signals]:
         if noted.came is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         noted.came = signal.Signals(number)
+        if not noted.waits:
+            raise _AtOnce
 
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield noted
@@ -517,3 +594,55 @@ def _signals() -> Iterator[_Signals]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder.
+
+    Raises:
+        CheckpointError: if one is there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CheckpointError(f"{out}: another process is training there") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_pictures(flow: Distribution, *, conditional: bool) -> None:
+    """Refuse to promise pictures of samples that are none, before there are steps to lose.
+
+    Raises:
+        ValueError: for a conditional flow, and for what is no image.
+        ImportError: without matplotlib.
+    """
+    shape = None if conditional else tuple(flow.event_shape)
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        what = "a conditional flow" if shape is None else f"a flow of {shape}"
+        raise ValueError(f"sample_every: pictures are of images of 1 or 3 channels, and this is {what}; wanted 0")
+    if find_spec("matplotlib") is None:
+        raise ImportError("sample_every: pictures need matplotlib: pip install matplotlib; 0 for none")
+
+
+def _check_weights(flow: nn.Module, averaged: nn.Module, step: int, out: Path, ours: Processes) -> None:
+    """Refuse to put weights that are lost in the place of good ones.
+
+    Raises:
+        DomainError: on every process, naming what is not finite.
+    """
+    every = {name: value for name, value in flow.named_parameters()}
+    every |= {f"the average of {name}": value for name, value in averaged.named_parameters()}
+    mine = [value.to_local() if hasattr(value, "to_local") else value for value in every.values()]
+    counts = ours.total([0.0 if value.isfinite().all() else 1.0 for value in mine])
+    name = next((name for name, count in zip(every, counts, strict=True) if count), None)
+    if name is not None:
+        raise DomainError(
+            f"after step {step} {name} is not finite; no checkpoint was written, and the last one in "
+            f"{out / 'checkpoints'} is good"
+        )

@@ -29,17 +29,19 @@ COLUMNS = (
 
 
 def read_log(path: str | Path, until: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a `log.jsonl`, to step `until` included; a last line that a kill cut off is left out.
+    """The rows of a `log.jsonl`, to step `until` included; a line that a kill cut off, or that is no row, ends it.
 
     >>> read_log(Path("nowhere.jsonl"))
     []
     """
     path = Path(path)
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             break
         if until is None or row["step"] <= until:
             rows.append(row)

@@ -19,7 +19,34 @@ from flowkit.train.evaluation import code_version, data_sha256
 from flowkit.train.loop import Trained
 from flowkit.train.parallel import Processes, whole
 
-__all__ = ["Run", "finish"]
+__all__ = ["Run", "check_goes_on", "facts", "finish"]
+
+
+def facts(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint says of its run, beside what `fit` puts there."""
+    return {"recipe": recipe.as_dict(), **_start(recipe), **code_version()}
+
+
+def check_goes_on(out: Path, recipe: Recipe) -> None:
+    """Refuse to go on from the run in a folder as if it had had other data, or had started elsewhere.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    found = next(checkpoints.newest(out / "checkpoints", lambda _: None), None)
+    then = None if found is None else found.manifest["of"]
+    if then is None or "recipe" not in then:
+        return
+    anew = "; with another --out it begins anew"
+    before, now = then["recipe"]["data"], recipe.as_dict()["data"]
+    for key in sorted({*before, *now} - {"path"}):  # files may have moved
+        if before.get(key) != now.get(key):
+            raise ValueError(f"{out} holds a run with data.{key}={before.get(key)}, not {now.get(key)}{anew}")
+    started, starts = then.get("started_from"), _start(recipe).get("started_from")
+    if (started or {}).get("sha256") != (starts or {}).get("sha256"):
+        which = f"started from {started['name']}" if started else "started from random weights"
+        wanted = f"--from {started['name']}" if started else "no --from"
+        raise ValueError(f"{out} holds a run that {which}; it goes on with {wanted}{anew}")
 
 
 def finish(

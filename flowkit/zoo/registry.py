@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flowkit.files import write_whole
 from flowkit.flow import Flow
+from flowkit.initialization import mark_initialized
 from flowkit.zoo.fetch import fetch
 from flowkit.zoo.files import PIECE_BYTES, Piece, WeightsError, fill, pack, parse
 
@@ -254,6 +255,7 @@ def restore(build: Callable[..., Flow], found: dict[str, Any], tensors: dict[str
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{name}: the config of its card is damaged: {error}") from None
     fill(flow, tensors, name, dtype=found["dtype"])
+    mark_initialized(flow)
     return flow.eval()
 
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flowkit.train import CheckpointError, checkpoints, evaluate, read_log
+import flowkit as fk
+from flowkit.train import CheckpointError, checkpoints, evaluate, fit, read_log
 from tests.train import workers
-from tests.train.workers import exact_flow, noisy_flow, start, train
+from tests.train.workers import exact_flow, integers, noisy_flow, start, train
 
 
 def losses(out):
@@ -246,18 +247,156 @@ def test_a_log_that_cannot_be_written_ends_it_with_a_checkpoint(straight, tmp_pa
 
 
 def test_the_last_and_the_best_are_kept(tmp_path, monkeypatch):
-    scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 2.2, 12: 2.3}
+    scores = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.1, 10: 2.2, 12: 2.25}
     given = iter(scores.values())
 
     def scored(flow, images, **options):
-        return replace(evaluate(flow, images, **options), bits_per_dim=next(given))
+        score = next(given)
+        tight = score - 1 if options["draws"] > 1 else score  # by many samples, which must not make it the best
+        return replace(evaluate(flow, images, **options), bits_per_dim=tight, bits_per_dim_single=score)
 
     monkeypatch.setattr("flowkit.train.loop.evaluate", scored)
-    trained = train(noisy_flow, tmp_path, steps=12, score_every=2, keep=2)
-    assert trained.evaluation.bits_per_dim == 2.3
+    trained = train(noisy_flow, tmp_path, steps=12, score_every=2, keep=2, final_draws=2)
+    assert trained.evaluation.bits_per_dim == 1.25
     assert found(tmp_path) == ([12, 10, 4], [])
     rows = read_log(tmp_path / "log.jsonl")
-    assert {row["step"]: row["held_out_bits_per_dim"] for row in rows if "held_out_bits_per_dim" in row} == scores
+    assert {row["step"]: row["held_out_bits_per_dim"] for row in rows if "held_out_bits_per_dim" in row} == scores | {
+        12: 1.25
+    }
+
+
+def test_a_score_comes_with_a_checkpoint(tmp_path):
+    train(noisy_flow, tmp_path, steps=7, score_every=3, save_every=100, keep=5)
+    assert found(tmp_path)[0] == [7, 6, 3]
+
+
+def test_a_signal_while_it_scores_ends_it_at_once_and_it_scores_when_it_goes_on(tmp_path, monkeypatch):
+    whole = train(noisy_flow, tmp_path / "whole", steps=4)
+
+    def interrupted(flow, images, **options):
+        assert found(tmp_path / "run")[0][0] == 4, "what is scored is kept"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("flowkit.train.loop.evaluate", interrupted)
+    began = time.monotonic()
+    trained = train(noisy_flow, tmp_path / "run", steps=4)
+    assert time.monotonic() - began < 30
+    assert (trained.stopped_by, trained.step, trained.evaluation) == (signal.SIGTERM, 4, None)
+    monkeypatch.undo()
+    again = train(noisy_flow, tmp_path / "run", steps=4)
+    assert replace(again.evaluation, seconds=0) == replace(whole.evaluation, seconds=0)
+
+
+def test_any_failure_leaves_the_steps_that_are_done(tmp_path, straight):
+    class Damaged(torch.utils.data.Dataset):
+        seen = 0
+
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            Damaged.seen += 1
+            if Damaged.seen > 300:
+                raise OSError("image 7 is damaged")
+            return integers()[index]
+
+    with pytest.raises(OSError, match="image 7 is damaged"):
+        fit(
+            noisy_flow(),
+            Damaged(),
+            workers.settings(save_every=1000),
+            out=tmp_path,
+            held_out=integers()[:37],
+            progress=False,
+        )
+    (last,) = found(tmp_path)[0]
+    assert last > 5
+    train(noisy_flow, tmp_path)
+    assert losses(tmp_path) == losses(straight), "random numbers of the step that failed are drawn again"
+
+
+def test_lost_weights_do_not_take_the_place_of_good_ones(tmp_path):
+    class Poisoned(torch.optim.Adam):
+        done = 0
+
+        def step(self, closure=None):
+            super().step(closure)
+            Poisoned.done += 1
+            if Poisoned.done == 6:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    given = {"optimizer": lambda parameters: Poisoned(parameters, lr=1e-2)}
+    with pytest.raises(fk.DomainError, match=r"after step 6 .* is not finite; no checkpoint was written"):
+        train(noisy_flow, tmp_path, nonfinite="skip", given=given)
+    assert found(tmp_path)[0] == [4, 2]
+
+
+def test_skipping_gives_up(tmp_path):
+    x = torch.full((64, 6), float("nan"))
+    with pytest.raises(fk.DomainError, match="step 99: the loss or its gradient is not finite"):
+        quick = workers.settings(steps=500, nonfinite="skip", init_batch=0, save_every=50)
+        fit(exact_flow(), x, quick, out=tmp_path, progress=False)
+    assert found(tmp_path)[0][0] == 99
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    process = start(partial(train, steps=100_000), noisy_flow, tmp_path, report=tmp_path / "error.txt")
+    try:
+        while not (tmp_path / "checkpoints").exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        with pytest.raises(CheckpointError, match="another process is training there"):
+            train(noisy_flow, tmp_path)
+    finally:
+        process.kill()
+        process.join()
+    assert train(noisy_flow, tmp_path, steps=4).step >= 4, "a killed run keeps nobody out"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"format": 1}', "lacks step, sharded, processes, of, files"),
+        (
+            '{"format": 1, "step": 4, "sharded": false, "processes": 1, "of": {}, "files": {}}',
+            "lacks training.pt, model",
+        ),
+        ('{"format": 1, "step": 4, "sharded": false, "processes": 1, "of": {}, "files": 3}', "lacks files"),
+    ],
+)
+def test_a_manifest_that_is_none_is_passed_over(tmp_path, text, reason):
+    train(noisy_flow, tmp_path, steps=4)
+    (tmp_path / "checkpoints" / "step-000000004" / "manifest.json").write_text(text)
+    steps, (refused,) = found(tmp_path)
+    assert steps == [2] and reason in refused
+    assert train(noisy_flow, tmp_path, steps=6).step == 6
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\n", b"3\n", b'{"loss": 2.0}\n'])
+def test_a_damaged_log_stops_no_run(tmp_path, straight, line):
+    train(noisy_flow, tmp_path, steps=8)
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes() + line)
+    train(noisy_flow, tmp_path)
+    assert losses(tmp_path) == losses(straight)
+
+
+def test_a_run_goes_on_with_its_images_and_its_optimizer(tmp_path):
+    train(noisy_flow, tmp_path, steps=4)
+    with pytest.raises(CheckpointError, match="trained on 200 images, and is given 100"):
+        fit(noisy_flow(), integers(100), workers.settings(), out=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="the optimizer is Adam, and that of this run SGD"):
+        train(noisy_flow, tmp_path, given={"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1)})
+
+
+def test_a_finished_run_is_scored_anew_for_other_draws_or_images(tmp_path):
+    first = train(noisy_flow, tmp_path, steps=4)
+    assert train(noisy_flow, tmp_path, steps=4).evaluation == first.evaluation, "not scored again"
+    assert train(noisy_flow, tmp_path, steps=4, final_draws=3).evaluation.draws == 3
+    other = train(noisy_flow, tmp_path, steps=4, given={"held_out": integers()[37:74]}).evaluation
+    assert other.data_sha256 != first.evaluation.data_sha256 and other.draws == 1
 
 
 def test_a_log_forgets_what_comes_again(tmp_path):

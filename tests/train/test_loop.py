@@ -183,6 +183,29 @@ def test_a_held_out_score_that_is_none_stops_with_a_checkpoint(tmp_path):
     assert (tmp_path / "checkpoints" / "step-000000002").is_dir()
 
 
+def test_what_is_trained_already_keeps_what_it_set_from_data():
+    flow = noisy_flow()
+    fk.initialize(flow, integers())
+    gain = flow.transform.one.norm.gain.clone()
+    other = integers() // 4  # on which the norms would set themselves otherwise
+    trained = quiet(flow, other, steps=1, rate=0.0)
+    assert torch.equal(trained.flow.transform.one.norm.gain, gain)
+    again = quiet(trained.flow, other, steps=1, rate=0.0)
+    assert torch.equal(again.flow.transform.one.norm.gain, gain)
+    fresh = quiet(noisy_flow(), other, steps=1, rate=0.0)
+    assert not torch.equal(fresh.flow.transform.one.norm.gain, gain)
+
+
+def test_pictures_are_promised_only_of_images(tmp_path):
+    with pytest.raises(ValueError, match=r"sample_every: .* this is a flow of \(6,\)"):
+        quiet(exact_flow(), vectors(), steps=2, sample_every=1, given={"out": tmp_path})
+
+
+def test_there_are_images():
+    with pytest.raises(ValueError, match="there are no images"):
+        quiet(exact_flow(), vectors(0))
+
+
 def test_a_finished_run_is_scored_when_images_come(tmp_path):
     quiet(exact_flow(), vectors(), steps=2, given={"out": tmp_path})
     first = quiet(exact_flow(), vectors(), steps=2, given={"out": tmp_path, "held_out": vectors(20)})

@@ -52,13 +52,16 @@ def vectors(count=200):
     return x.cumsum(-1).sin() + 0.3 * x
 
 
-def train(make, out, *, seed=0, given=None, **settings):
+def settings(**changed):
+    return Settings(**{"steps": 30, "batch": 16, "rate": 1e-2, "warmup": 5, "log_every": 1, "save_every": 2, **changed})
+
+
+def train(make, out, *, seed=0, given=None, **changed):
     """Train one of the flows above; the process ends with status 1 if it fails, and says why in `error`."""
     torch.set_num_threads(1)
     data = integers() if make is noisy_flow else vectors()
-    made = {"steps": 30, "batch": 16, "rate": 1e-2, "warmup": 5, "log_every": 1, "save_every": 2, **settings}
     options = {"progress": False, "out": out, "held_out": data[:37], "levels": LEVELS, **(given or {})}
-    return fit(make(seed), data, Settings(**made), **options)
+    return fit(make(seed), data, settings(**changed), **options)
 
 
 def _run(target, arguments, environment, report):
