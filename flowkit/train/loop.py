@@ -218,7 +218,7 @@ def fit(
     (20, False)
     """
     images = as_dataset(images)
-    held_out = None if held_out is None else as_dataset(held_out)
+    held_out = None if held_out is None else as_dataset(held_out, "held_out")
     if held_out is not None and len(held_out) < 2:  # type: ignore[arg-type]
         raise ValueError(f"fit: held_out has {len(held_out)} images, wanted at least 2")  # type: ignore[arg-type]
     out = None if out is None else Path(out)

@@ -1,11 +1,14 @@
 """Readers: every format, whole and damaged; the order of images."""
 
+import datetime
 import gzip
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from flowkit.train.data import (
     order,
     read,
 )
+from flowkit.train.data.images import as_dataset
 
 NAMES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
@@ -239,11 +243,66 @@ def test_damaged_and_foreign_arrays_are_refused(tmp_path):
         with pytest.raises(DataError, match=r"d\.npz: .*[Oo]bject"):
             arrays(tmp_path / "d.npz")
     np.save(tmp_path / "e.npy", np.zeros((2, 4, 4)))
-    with pytest.raises(DataError, match=r"e\.npy, x_train: float64 .* wanted integers"):
+    with pytest.raises(DataError, match=r"e\.npy: float64 .* wanted integers"):
         arrays(tmp_path / "e.npy")
     np.save(tmp_path / "f.npy", np.full((2, 4, 4), 300))
     with pytest.raises(DataError, match="values from 300 to 300, wanted integers from 0 to 255"):
         arrays(tmp_path / "f.npy")
+
+
+def test_a_name_that_is_given_must_be_there(tmp_path):
+    """Left out in silence, the images held out go unscored."""
+    train, test = pixels(6, 8, 8), pixels(2, 8, 8, seed=1)
+    np.savez(tmp_path / "a.npz", x_train=train, x_test=test)
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "x_train.npy", train)
+    np.save(tmp_path / "npy" / "x_test.npy", test)
+    for path in (tmp_path / "a.npz", tmp_path / "npy"):
+        for argument in ("train", "held_out"):
+            known = r"\(there are (x_train, x_test|x_test, x_train)\); `flowkit train` takes data\." + argument
+            with pytest.raises(DataError, match=rf"no array 'x_tset' {known}=NAME"):
+                read("arrays", path, **{argument: "x_tset"})
+        with pytest.raises(DataError, match=r"data.train and data.held_out are both 'x_test'"):
+            read("arrays", path, train="x_test", held_out="x_test")
+        split = read("arrays", path, train="x_test")
+        assert len(split.train) == 2 and split.held_out is None
+    alone = tmp_path / "npy" / "x_train.npy"
+    assert len(read("arrays", alone, train="x_train").train) == 6
+    with pytest.raises(DataError, match=r"x_train\.npy: no array 'x' \(there are x_train\)"):
+        read("arrays", alone, train="x")
+    with pytest.raises(DataError, match=r"x_train\.npy: no array 'x_test' \(there are x_train\).*data\.held_out"):
+        read("arrays", alone, held_out="x_test")
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        read("arrays", tmp_path / "nowhere")
+
+
+def test_what_a_file_holds_says_its_kind(tmp_path):
+    train, test = pixels(6, 8, 8), pixels(2, 8, 8, seed=1)
+    np.savez(tmp_path / "a.npz", x_train=train, x_test=test)
+    content = (tmp_path / "a.npz").read_bytes()
+    for name in ("b.npy", "b.NPZ", "b"):
+        (tmp_path / name).write_bytes(content)
+        for reader in (arrays, mnist):
+            split = reader(tmp_path / name)
+            assert (len(split.train), len(split.held_out)) == (6, 2)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x_train.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"folder/x_train\.npy: is an \.npz by its content"):
+        arrays(tmp_path / "folder")
+    np.save(tmp_path / "c.npy", train)
+    (tmp_path / "c.npy").rename(tmp_path / "c.npz")
+    assert len(arrays(tmp_path / "c.npz").train) == 6
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, None])
+def test_one_number_is_no_array_of_images(tmp_path, save):
+    path = tmp_path / ("a.npy" if save is None else "a.npz")
+    if save is None:
+        np.save(path, np.uint8(3))
+    else:
+        save(path, x_train=np.uint8(3))
+    with pytest.raises(DataError, match=rf"{path.name}.*: uint8 of shape \(\), wanted integers of shape \(n, H, W\)"):
+        arrays(path)
 
 
 # ----------------------------------------------------------------------------------------------------------- folders
@@ -282,13 +341,139 @@ def test_folders_with_faults(tmp_path):
         folder(tmp_path)
     Image.fromarray(pixels(6, 4)).save(tmp_path / "a.png")
     Image.fromarray(pixels(6, 5)).save(tmp_path / "b.png")
-    split = folder(tmp_path)
-    assert split.train[0].shape == (1, 6, 4)
     with pytest.raises(DataError, match=r"b\.png: \(1, 6, 5\), wanted \(1, 6, 4\) as a\.png has"):
-        split.train[1]
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+        folder(tmp_path)
+    Image.fromarray(pixels(6, 4, 3)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: \(3, 6, 4\), wanted \(1, 6, 4\) as a\.png has"):
+        folder(tmp_path)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
+    with pytest.raises(DataError, match=r"b\.png: is no image that can be read"):
+        folder(tmp_path)
+    with pytest.raises(DataError, match=r"folder: bits is 9, wanted a whole number from 1 to 8"):
+        folder(tmp_path, bits=9)
+
+
+def test_of_all_images_but_the_first_the_headers_are_read(tmp_path):
+    Image.fromarray(pixels(60, 40)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
+    split = folder(tmp_path)
+    assert split.train[0].shape == (1, 60, 40)
     with pytest.raises(DataError, match=r"b\.png: is no image that can be read"):
         split.train[1]
+    Image.fromarray(pixels(60, 41)).save(tmp_path / "b.png")  # another since
+    with pytest.raises(DataError, match=r"b\.png: \(1, 60, 41\), wanted \(1, 60, 40\) as a\.png has"):
+        split.train[1]
+
+
+def folders(path, **counts):
+    for number, (name, count) in enumerate(counts.items()):
+        (path / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(pixels(8, 8, seed=100 * number + index)).save(path / name / f"{index}.png")
+    return path
+
+
+def test_folders_held_out_are_not_trained_on_under_other_names(tmp_path):
+    pic = folders(tmp_path / "pic", training=5, test=2)
+    with pytest.raises(
+        DataError, match=r"no folder 'train' \(there are test, training\), and 'test' is not trained on"
+    ):
+        read("folder", pic)
+    for given, missing in [
+        (
+            {"train": "traning", "held_out": "test"},
+            r"no folder 'traning' \(there are test, training\).*data\.train=NAME",
+        ),
+        (
+            {"train": "training", "held_out": "tset"},
+            r"no folder 'tset' \(there are test, training\).*data\.held_out=NAME",
+        ),
+        ({"held_out": "test"}, r"no folder 'train' \(there are test, training\)"),
+        ({"train": ".", "held_out": "test"}, r"share files"),
+        ({"train": "test", "held_out": "test"}, r"are both 'test'"),
+    ]:
+        with pytest.raises(DataError, match=missing):
+            read("folder", pic, **given)
+    for given in ({"train": "training", "held_out": "test"}, {"train": "training"}):
+        split = read("folder", pic, **given)
+        assert (len(split.train), len(split.held_out)) == (5, 2)
+    split = read("folder", pic, train="test")
+    assert len(split.train) == 2 and split.held_out is None
+    for name in ("Test", "val", "held_out"):
+        with pytest.raises(DataError, match=f"'{name}' is not trained on"):
+            read("folder", folders(tmp_path / f"beside {name}", images=3, **{name: 1}))
+    assert len(read("folder", folders(tmp_path / "classes", cat=3, dog=2)).train) == 5
+    with pytest.raises(DataError, match=r"n19 and 5 more\)"):
+        read("folder", folders(tmp_path / "many", **{f"n{number:02}": 0 for number in range(25)}), train="n")
+    with pytest.raises(DataError, match=r"test: no image files there"):
+        read("folder", folders(tmp_path / "empty", train=3, test=0))
+
+
+def png16(path, values):
+    """A PNG of 16-bit colours, which pillow reads and does not write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content)
+
+
+DEEP = {
+    "grey.png": (lambda at: Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(at), r"mode I;16"),
+    "grey.tif": (lambda at: Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(at), r"mode I;16"),
+    "int.tif": (lambda at: Image.fromarray(np.full((8, 8), 70000, np.int32)).save(at), r"mode I,"),
+    "float.tif": (lambda at: Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(at), r"mode F,"),
+    "colour.png": (lambda at: png16(at, np.full((8, 8, 3), 40000)), r"mode RGB, RGB;16B in the file,"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize("first", [True, False])
+def test_images_of_more_than_8_bits_are_refused(tmp_path, name, first):
+    """They came out cut off at 255, or as zeros."""
+    save, found = DEEP[name]
+    save(tmp_path / name)
+    Image.fromarray(pixels(8, 8)).save(tmp_path / ("z.png" if first else "a.png"))
+    with pytest.raises(DataError, match=rf"{name}: {found}.* wanted 8 bits a channel, as L and RGB have"):
+        folder(tmp_path)
+
+
+def test_images_of_8_bits_or_fewer_keep_their_values(tmp_path):
+    colours = pixels(8, 8, 3)
+    for name, image in {
+        "RGB.png": Image.fromarray(colours),
+        "RGBA.png": Image.fromarray(colours).convert("RGBA"),
+        "RGB.tif": Image.fromarray(colours),
+        "RGB.bmp": Image.fromarray(colours),
+        "P.png": Image.fromarray(colours // 86 * 86).quantize(256),
+    }.items():
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / name)
+        assert image.mode == name.partition(".")[0]
+        wanted = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        assert np.array_equal(folder(tmp_path / name).train[0].numpy(), wanted)
+    (tmp_path / "grey").mkdir()
+    for mode in ("1", "L", "LA"):
+        Image.fromarray(colours[..., 0]).convert(mode).save(tmp_path / "grey" / f"{mode}.png")
+    split = folder(tmp_path / "grey")
+    assert split.train.shape == (1, 8, 8)
+    assert all(np.array_equal(split.train[index][0].numpy(), colours[..., 0]) for index in (1, 2))
+    assert set(split.train[0].unique().tolist()) == {0, 255}
+
+
+def test_a_header_that_tells_of_a_huge_image_is_damage(tmp_path):
+    Image.fromarray(pixels(8, 8)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = struct.pack(">II", 1 << 20, 1 << 20)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"b\.png: is no image that can be read"):
+        folder(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -299,8 +484,10 @@ def test_bits():
     images = Images([x], bits=5)
     assert images.levels == 32
     assert np.array_equal(images.__getitems__(range(10))[:, 0].numpy(), x >> 3)
-    with pytest.raises(DataError, match="bits is 9, wanted from 1 to 8"):
-        Images([x], bits=9)
+    for bits in (9, 0, 5.0, "5", True):
+        with pytest.raises(DataError, match=f"bits is {bits!r}, wanted a whole number from 1 to 8"):
+            Images([x], bits=bits)
+    assert Images([x], bits=np.int64(5)).levels == 32
 
 
 def test_where_channels_stand_must_be_clear():
@@ -328,6 +515,43 @@ def test_parts_and_indices():
         Images([one, pixels(2, 5, 4)])
     with pytest.raises(DataError, match="there are no images"):
         Images([one[:0]])
+    with pytest.raises(DataError, match="there are no images"):
+        Images([])
+
+
+class Empty(torch.utils.data.Dataset):
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, index):
+        raise IndexError
+
+
+@pytest.mark.parametrize("empty", [torch.zeros(0, 1, 8, 8, dtype=torch.long), Empty()])
+def test_nothing_is_no_data(empty):
+    with pytest.raises(DataError, match="^images: there are no images"):
+        as_dataset(empty)
+    with pytest.raises(DataError, match="^held_out: there are no images"):
+        as_dataset(empty, "held_out")
+    with pytest.raises(DataError, match="images is a tensor of one number"):
+        as_dataset(torch.tensor(3))
+
+
+def test_images_held_out_have_the_size_of_those_to_train_on(tmp_path):
+    """Found at the first score, it costs the run."""
+    np.savez(tmp_path / "a.npz", x_train=pixels(4, 8, 8), x_test=pixels(2, 10, 10))
+    wanted = r"a\.npz, x_test: images of \(1, 10, 10\), wanted \(1, 8, 8\) as a\.npz, x_train has"
+    for source in ("arrays", "mnist"):
+        with pytest.raises(DataError, match=wanted):
+            read(source, tmp_path / "a.npz")
+    for name, values in (("train", pixels(4, 8, 8)), ("t10k", pixels(2, 8, 9))):
+        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(idx_bytes(values))
+    with pytest.raises(DataError, match=r"t10k-\S+: images of \(1, 8, 9\), wanted \(1, 8, 8\) as \S+train-"):
+        read("mnist", tmp_path)
+    folders(tmp_path / "pic", train=2, test=0)
+    Image.fromarray(pixels(8, 8, 3)).save(tmp_path / "pic" / "test" / "a.png")
+    with pytest.raises(DataError, match=r"test: images of \(3, 8, 8\), wanted \(1, 8, 8\) as \S+train has"):
+        read("folder", tmp_path / "pic")
 
 
 def test_the_test_images_stay_unseen():
@@ -338,8 +562,11 @@ def test_the_test_images_stay_unseen():
     held_out = torch.stack([split.held_out[i] for i in range(len(split.held_out))])
     assert torch.equal(together, train[keep])
     assert torch.equal(held_out, train[~keep])
-    with pytest.raises(DataError, match="hold_out is 1"):
-        every_nth(split, 1)
+    for n in (1, 2.5, 6.0, "abc", True):
+        with pytest.raises(DataError, match=f"hold_out is {n!r}, wanted a whole number, at least 2"):
+            every_nth(split, n)
+        with pytest.raises(DataError, match=f"hold_out is {n!r}, wanted a whole number, at least 2"):
+            read("digits", hold_out=n)
 
 
 def test_sources():
@@ -349,6 +576,48 @@ def test_sources():
         read("cifar10")
     with pytest.raises(DataError, match="no path, no bits"):
         read("digits", bits=5)
+
+
+def test_sources_of_one_split_take_no_names(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=pixels(4, 8, 8), x_test=pixels(2, 8, 8))
+    for source, path in (("digits", None), ("mnist", tmp_path / "a.npz"), ("cifar10", tmp_path)):
+        for argument in ("train", "held_out"):
+            with pytest.raises(
+                DataError, match=f"{source}: {argument} is 'foo', but this source has a split of its own"
+            ):
+                read(source, path, **{argument: "foo"})
+    for source in ("digits", "mnist", "folder"):
+        with pytest.raises(DataError, match=f"{source}: channels is 'last', but this source knows"):
+            read(source, tmp_path, channels="last")
+
+
+@pytest.mark.parametrize("source", ["cifar10", "mnist", "arrays", "folder"])
+def test_values_of_the_wrong_kind_are_named(tmp_path, source):
+    """As TOML reads them from the command line: 2024 is a number, and 2024-01-01 a date."""
+    for path, told in [(2024, r"2024 \(int\)"), (datetime.date(2024, 1, 1), r"2024-01-01 \(date\)"), ("", "''")]:
+        with pytest.raises(DataError, match=rf"data\.path is {told}, wanted a text; .* as data\.path=\./2024"):
+            read(source, path)
+    for bits in (5.0, "5", True, 9):
+        with pytest.raises(DataError, match=f"{source}: bits is {bits!r}, wanted a whole number from 1 to 8"):
+            read(source, tmp_path, bits=bits)
+    for name in (5, "", ["x"]):
+        if source in ("arrays", "folder"):
+            with pytest.raises(DataError, match=f"data.train is {re.escape(repr(name))}, wanted a name as text"):
+                read(source, tmp_path, train=name)
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    np.savez(tmp_path / "a.npz", x_train=pixels(4, 8, 8))
+    assert len(read("arrays", "~/a.npz").train) == len(read("mnist", "~/a.npz").train) == 4
+    assert len(read("folder", folders(tmp_path / "pic", train=2) and "~/pic").train) == 2
+    extracted(tmp_path / "cifar", binary_files())
+    assert len(read("cifar10", "~/cifar").train) == 20
+    (tmp_path / "labels").write_bytes(GOOD)
+    assert len(idx("~/labels")) == 2
+    with pytest.raises(DataError, match="no such home folder"):
+        read("arrays", "~nobody-of-this-name/a.npz")
 
 
 # ------------------------------------------------------------------------------------------------------------- order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from flowkit.distribution import Distribution
 
-__all__ = ["DataError", "Images", "Split", "as_dataset", "collate", "every_nth", "fetch", "inputs"]
+__all__ = ["DataError", "Images", "Split", "as_dataset", "check_bits", "collate", "every_nth", "fetch", "inputs"]
 
 Layout = Literal["auto", "first", "last", "none"]
 
@@ -46,10 +47,12 @@ class Images(Dataset[Tensor]):
     def __init__(
         self, parts: Sequence[np.ndarray], *, channels: Layout = "auto", bits: int = 8, name: str = "Images"
     ) -> None:
+        for part in parts:
+            if not part.ndim:
+                raise DataError(f"{name}: {part.dtype} of shape (), wanted integers of shape (n, H, W) or more")
         if not parts or not sum(len(part) for part in parts):
             raise DataError(f"{name}: there are no images")
-        if not 1 <= bits <= 8:
-            raise DataError(f"{name}: bits is {bits}, wanted from 1 to 8")
+        check_bits(bits, name)
         first = parts[0].shape[1:]
         for part in parts:
             if part.dtype.kind not in "ui" or part.shape[1:] != first:
@@ -104,7 +107,7 @@ def every_nth(split: Split, n: int) -> Split:
     """Hold every nth training image out instead: to choose settings on, while the test images stay unseen.
 
     Raises:
-        DataError: for n below 2.
+        DataError: for n below 2, or no whole number.
 
     >>> from flowkit.train.data import digits
     >>> train, test = digits()
@@ -112,8 +115,9 @@ def every_nth(split: Split, n: int) -> Split:
     >>> len(chosen.train), len(chosen.held_out)
     (1199, 239)
     """
-    if n < 2:
-        raise DataError(f"hold_out is {n}, wanted at least 2: every nth training image is held out")
+    if not _is_whole(n) or n < 2:
+        wanted = "wanted a whole number, at least 2"
+        raise DataError(f"hold_out is {n!r}, {wanted}: every nth training image is held out")
     count = len(split.train)  # type: ignore[arg-type]
     kept = [index for index in range(count) if index % n != n - 1]
     return Split(Subset(split.train, kept), Subset(split.train, list(range(n - 1, count, n))), split.levels)
@@ -135,16 +139,21 @@ class _Tensors(Dataset[Tensor]):
         return self.values[torch.as_tensor(indices)]
 
 
-def as_dataset(images: Tensor | Dataset[Any]) -> Dataset[Any]:
+def as_dataset(images: Tensor | Dataset[Any], name: str = "images") -> Dataset[Any]:
     """A tensor as a dataset of its rows; a dataset as it is.
 
     Raises:
         TypeError: for what has no length: the order of images is drawn beforehand.
+        DataError: if there are no images in it.
     """
     if isinstance(images, Tensor):
-        return _Tensors(images)
-    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
-        raise TypeError(f"images is a {type(images).__name__}, wanted a tensor or a dataset with a length")
+        if not images.ndim:
+            raise DataError(f"{name} is a tensor of one number, wanted one of images, (n, *shape)")
+        images = _Tensors(images)
+    elif not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise TypeError(f"{name} is a {type(images).__name__}, wanted a tensor or a dataset with a length")
+    if not len(images):
+        raise DataError(f"{name}: there are no images")
     return images
 
 
@@ -174,6 +183,21 @@ def inputs(items: Any, flow: Distribution, device: torch.device) -> list[Tensor]
     if len(values) < wanted:
         raise ValueError("the flow is conditional, but the images come without a context; wanted pairs")
     return [value.to(device, non_blocking=True) for value in values[:wanted]]
+
+
+def check_bits(bits: int, name: str) -> None:
+    """Refuse a number of bits to keep that is none; `name` is whose it is.
+
+    Raises:
+        DataError: for what is no whole number from 1 to 8.
+    """
+    if not _is_whole(bits) or not 1 <= bits <= 8:
+        raise DataError(f"{name}: bits is {bits!r}, wanted a whole number from 1 to 8")
+
+
+def _is_whole(value: object) -> bool:
+    # A bool counts as an integer for Python, and 5.0 is equal to one: both are slips in a config.
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _layout(shape: tuple[int, ...], channels: Layout, name: str) -> Layout:

@@ -7,6 +7,7 @@ import io
 import lzma
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowkit.train.data.images import DataError, Images, Layout, Split, as_dataset, every_nth
+from flowkit.train.data.images import DataError, Images, Layout, Split, as_dataset, check_bits, every_nth
 from flowkit.train.data.scikit import digits
 
 __all__ = ["SOURCES", "WANTED", "arrays", "cifar10", "folder", "idx", "mnist", "name_of", "read"]
@@ -61,15 +62,17 @@ def read(
 
     Args:
         source: "digits", "cifar10", "mnist", "arrays" or "folder".
-        path: the file or folder; every source but "digits" needs one.
+        path: the file or folder; every source but "digits" needs one. `~` is the home folder.
         bits: how many bits of 8 to keep.
-        channels: of arrays: "first", "last", "none", or "auto" to look.
+        channels: of arrays alone: "first", "last", "none", or "auto" to look.
         train: of arrays, the name of the array, "x_train" if not given; of a folder, the folder inside it, "train".
-        held_out: the same for what is held out, "x_test" and "test"; it may be missing.
+            Other sources have a split of their own and take no names.
+        held_out: the same for what is held out, "x_test" and "test"; it may be missing if it is not given.
         hold_out: hold every nth training image out instead, to choose settings on.
 
     Raises:
-        DataError: for an unknown source, a missing path, or whatever is wrong with the files.
+        DataError: for an unknown source, a missing path, a value of the wrong kind, a name that is not there, images
+            held out of another size than those to train on, or whatever is wrong with the files.
 
     >>> split = read("digits")
     >>> len(split.train), len(split.held_out), split.levels
@@ -77,6 +80,15 @@ def read(
     """
     if source not in SOURCES:
         raise DataError(f"data source is {source!r}, wanted one of {', '.join(SOURCES)}")
+    check_bits(bits, source)
+    for name, given in (("train", train), ("held_out", held_out)):
+        if given is not None and source not in ("arrays", "folder"):
+            raise DataError(
+                f"{source}: {name} is {given!r}, but this source has a split of its own and takes no names; "
+                "arrays and folder do"
+            )
+    if channels != "auto" and source != "arrays":
+        raise DataError(f"{source}: channels is {channels!r}, but this source knows where they stand; arrays take it")
     if source == "digits":
         if bits != 8 or path is not None:
             raise DataError("digits: these images have 17 levels and come with scikit-learn; no path, no bits")
@@ -90,9 +102,9 @@ def read(
     elif source == "mnist":
         split = mnist(path, bits=bits)
     elif source == "arrays":
-        split = arrays(path, train=train or "x_train", held_out=held_out or "x_test", channels=channels, bits=bits)
+        split = arrays(path, train=train, held_out=held_out, channels=channels, bits=bits)
     else:
-        split = folder(path, train=train or "train", held_out=held_out or "test", bits=bits)
+        split = folder(path, train=train, held_out=held_out, bits=bits)
     return split if hold_out is None else every_nth(split, hold_out)
 
 
@@ -104,6 +116,48 @@ def name_of(source: str, path: str | Path | None = None, bits: int = 8) -> str:
     """
     name = source if path is None or source in ("digits", "cifar10", "mnist") else Path(path).resolve().stem
     return name if bits == 8 else f"{name}, {bits} bits"
+
+
+def _path(path: str | Path) -> Path:
+    """A path as given, its `~` expanded."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        kind = "" if isinstance(path, str) else f" ({type(path).__name__})"
+        raise DataError(
+            f"data.path is {str(path) or repr(path)}{kind}, wanted a text; a name that reads as a number or a date "
+            "goes behind ./, as data.path=./2024"
+        )
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise DataError(f"{path}: no such home folder: {error}") from None
+
+
+def _check_names(train: str | None, held_out: str | None) -> None:
+    for name, given in (("train", train), ("held_out", held_out)):
+        if given is not None and (not isinstance(given, str) or not given):
+            raise DataError(f"data.{name} is {given!r}, wanted a name as text")
+    if train is not None and train == held_out:
+        raise DataError(f"data.train and data.held_out are both {train!r}, wanted images that are not trained on")
+
+
+def _missing(path: Path, kind: str, argument: str, name: str, there: list[str]) -> DataError:
+    return DataError(f"{path}: no {kind} {name!r} ({_listed(there)}); `flowkit train` takes data.{argument}=NAME")
+
+
+def _listed(there: list[str]) -> str:
+    """A folder for each class makes a thousand: the first ones show what kind of names they are."""
+    more = f" and {len(there) - 20} more" if len(there) > 20 else ""
+    return f"there are {', '.join(there[:20]) or 'none'}{more}"
+
+
+def _split(train: Images | _Folder, held_out: Images | _Folder | None, bits: int) -> Split:
+    # Seen here, before the first step: images held out are scored for the first time long after it.
+    if held_out is not None and held_out.shape != train.shape:
+        raise DataError(
+            f"{held_out.name}: images of {held_out.shape}, wanted {train.shape} as {train.name} has; "
+            "images are not resized here"
+        )
+    return Split(train, held_out, levels=2**bits)
 
 
 # ---------------------------------------------------------------------------------------------------------- CIFAR-10
@@ -129,7 +183,7 @@ def cifar10(path: str | Path, *, bits: int = 8) -> Split:
     Reference:
         Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
-    path = Path(path)
+    path = _path(path)
     names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
     if path.is_dir():
         inner = [path, path / "cifar-10-batches-py", path / "cifar-10-batches-bin"]
@@ -240,7 +294,7 @@ def idx(path: str | Path) -> np.ndarray:
     Reference:
         LeCun, Cortes, Burges, "The MNIST database of handwritten digits", 1998.
     """
-    path = Path(path)
+    path = _path(path)
     zipped = path.suffix == ".gz"
     with _damage(path, "cannot be read"), gzip.open(path) if zipped else path.open("rb") as file:
         content: Any = file.read() if zipped else file.read(4 + 4 * 255)
@@ -274,8 +328,8 @@ def mnist(path: str | Path, *, bits: int = 8) -> Split:
     Raises:
         DataError: for missing or damaged files, named.
     """
-    path = Path(path)
-    if path.suffix == ".npz":
+    path = _path(path)
+    if not path.is_dir() and _is_npz(path):
         return arrays(path, bits=bits)
     if not path.is_dir():
         raise DataError(f"{path}: wanted a folder with IDX files, or an .npz")
@@ -286,7 +340,7 @@ def mnist(path: str | Path, *, bits: int = 8) -> Split:
         if file is None:
             raise DataError(f"{path}: {names[0]} is missing")
         found[part] = Images([idx(file)], channels="none", bits=bits, name=str(file))
-    return Split(found["train"], found["t10k"], levels=2**bits)
+    return _split(found["train"], found["t10k"], bits)
 
 
 # ------------------------------------------------------------------------------------------------------------- NumPy
@@ -295,8 +349,8 @@ def mnist(path: str | Path, *, bits: int = 8) -> Split:
 def arrays(
     path: str | Path,
     *,
-    train: str = "x_train",
-    held_out: str = "x_test",
+    train: str | None = None,
+    held_out: str | None = None,
     channels: Layout = "auto",
     bits: int = 8,
 ) -> Split:
@@ -305,55 +359,76 @@ def arrays(
     `.npy` files, and members of an `.npz` that `numpy.savez` wrote without compression, are memory-mapped.
 
     Args:
-        path: an `.npz`; or an `.npy` with images to train on; or a folder of `.npy` files named as what follows.
-        train: name of the images to train on.
-        held_out: name of the images held out; there may be none.
+        path: an `.npz`; or an `.npy` with images to train on; or a folder of `.npy` files named as what follows. What a
+            file begins with says which of them it is, whatever its name.
+        train: name of the images to train on; "x_train" if not given, and of one `.npy` whatever its name is.
+        held_out: name of the images held out; if not given, "x_test", or none where that is not there.
         channels: where they stand: "first", "last", "none", or "auto" to look.
         bits: how many bits of 8 to keep.
 
     Raises:
-        DataError: for missing names, with those there are, for damaged files, and for arrays of objects.
+        DataError: for missing names, with those there are, for damaged files, for arrays of objects, and for images
+            held out of another size.
     """
-    path = Path(path)
-    if path.suffix == ".npz":
-        found = _npz(path, [train, held_out])
-    elif path.is_dir():
-        found = {name: _npy(path / f"{name}.npy") for name in (train, held_out) if (path / f"{name}.npy").is_file()}
+    path = _path(path)
+    _check_names(train, held_out)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        there = list(files)
+    elif _is_npz(path):
+        files, there = {}, _npz_names(path)
     else:
-        found = {train: _npy(path)}
-    if train not in found:
-        raise DataError(f"{path}: no array {train!r}{_others(path)}; `flowkit train` takes data.train=NAME")
-    made = {
-        name: Images([array], channels=channels, bits=bits, name=f"{path.name}, {name}")
-        for name, array in found.items()
-    }
-    return Split(made[train], made.get(held_out), levels=2**bits)
+        files = {path.stem: path}
+        there = list(files)
+        train = path.stem if train is None else train
+    train = "x_train" if train is None else train
+    # The name that nobody gave may be missing, and is not meant where another was given for it.
+    default = "x_test" if "x_test" in there and train != "x_test" else None
+    made: dict[str, Images] = {}
+    for argument, name in (("train", train), ("held_out", default if held_out is None else held_out)):
+        if name is not None and name not in there:
+            raise _missing(path, "array", argument, name, there)
+        if name is not None:
+            array = _npy(files[name]) if files else _npz(path, name)
+            label = path.name if files.get(name) == path else f"{path.name}, {name}"
+            made[argument] = Images([array], channels=channels, bits=bits, name=label)
+    return _split(made["train"], made.get("held_out"), bits)
 
 
-def _others(path: Path) -> str:
-    if path.suffix != ".npz":
-        return ""
-    with zipfile.ZipFile(path) as archive:
-        return f" (there are {', '.join(name.removesuffix('.npy') for name in archive.namelist()) or 'none'})"
+def _is_npz(path: Path) -> bool:
+    """Whether a file is an `.npz`: by what it begins with, and by its name if that says nothing."""
+    start = b""
+    if path.is_file():
+        with _damage(path, "cannot be read"), path.open("rb") as file:
+            start = file.read(6)
+    if start == np.lib.format.MAGIC_PREFIX:
+        return False
+    return start[:2] == b"PK" or path.suffix.lower() == ".npz"
 
 
 def _npy(path: Path) -> np.ndarray:
     with _damage(path, "is no whole .npy file"):
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path}: is an .npz by its content, wanted one array; give the file itself as the path")
+    return array
 
 
-def _npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    found = {}
+def _npz_names(path: Path) -> list[str]:
     with _damage(path, "is no whole .npz file"), zipfile.ZipFile(path) as archive:
-        for name in names:
-            if f"{name}.npy" in archive.namelist():
-                entry = archive.getinfo(f"{name}.npy")
-                if entry.compress_type == zipfile.ZIP_STORED:
-                    found[name] = _stored(path, entry)
-                else:
-                    with archive.open(entry) as member:
-                        found[name] = np.lib.format.read_array(member, allow_pickle=False)
-    return found
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def _npz(path: Path, name: str) -> np.ndarray:
+    with _damage(path, "is no whole .npz file"), zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type == zipfile.ZIP_STORED:
+            return _stored(path, entry)
+        with archive.open(entry) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _stored(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
@@ -382,83 +457,138 @@ def _stored(path: Path, entry: zipfile.ZipInfo) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------------------- folders
 
 
+# Modes of 8 bits or fewer. Of the others the upper values would be cut off, or the fractions.
+_GREY = ("1", "L", "LA")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+
+# What folders of images held out are called, in lower case: never to be trained on because no other was named.
+_KEPT_APART = ("test", "tests", "testing", "val", "valid", "validation", "eval", "held_out", "held-out", "heldout")
+
+
 class _Folder(Dataset[Tensor]):
     """Image files, decoded when asked for."""
 
-    def __init__(self, files: list[Path], bits: int) -> None:
-        self.files, self.bits = files, bits
-        self.shape = tuple(_decode(files[0], 8).shape)
+    def __init__(self, place: Path, files: list[Path], bits: int) -> None:
+        self.name, self.files, self.bits = str(place), files, bits
+        self.shape = tuple(_decode(files[0], bits).shape)
+        # A header takes some microseconds; found in the middle of a run, an odd file takes the run.
+        for file in files[1:]:
+            with _opened(file) as image:
+                self._check(file, _shape(image))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
         image = _decode(self.files[index], self.bits)
-        if tuple(image.shape) != self.shape:
-            raise DataError(
-                f"{self.files[index]}: {tuple(image.shape)}, wanted {self.shape} as {self.files[0].name} has; "
-                "images are not resized here"
-            )
+        self._check(self.files[index], tuple(image.shape))
         return image
+
+    def _check(self, file: Path, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            raise DataError(
+                f"{file}: {shape}, wanted {self.shape} as {self.files[0].name} has; images are not resized here"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An image file of 8 bits, of which the header alone is read yet."""
+    from PIL import Image
+
+    with _damage(path, "is no image that can be read", Image.DecompressionBombError), Image.open(path) as image:
+        # Colours of 16 bits have the mode of 8 and are cut down to it: only the layout in the file tells.
+        layouts = [str(tile[-1]) for tile in image.tile]
+        deep = next((layout for layout in layouts if re.search(r";16[BLN]", layout)), None)
+        if image.mode not in (*_GREY, *_COLOUR) or deep is not None:
+            found = f"mode {image.mode}" if deep is None else f"mode {image.mode}, {deep} in the file"
+            raise DataError(
+                f"{path}: {found}, wanted 8 bits a channel, as L and RGB have; scale it to 0..255 and save it as that"
+            )
+        yield image
+
+
+def _shape(image: Any) -> tuple[int, ...]:
+    return (1 if image.mode in _GREY else 3, image.height, image.width)
 
 
 def _decode(path: Path, bits: int) -> Tensor:
-    from PIL import Image
-
-    with _damage(path, "is no image that can be read"), Image.open(path) as image:
-        grey = image.mode in ("1", "L", "LA", "I;16")
-        pixels = np.array(image.convert("L" if grey else "RGB"))
+    with _opened(path) as image:
+        pixels = np.array(image.convert("L" if image.mode in _GREY else "RGB"))
     return torch.from_numpy(pixels >> (8 - bits)).reshape(*pixels.shape[:2], -1).movedim(-1, 0)
 
 
-def folder(path: str | Path, *, train: str = "train", held_out: str = "test", bits: int = 8) -> Split:
+def folder(path: str | Path, *, train: str | None = None, held_out: str | None = None, bits: int = 8) -> Split:
     """Image files in a folder and the folders below it, in the order of their names; decoded when they are needed.
+
+    All headers are read at once, so that a file of another size is found before training.
 
     Args:
         path: a folder with a folder of each of the two names below; or one with image files alone, all to train on.
-        train: the folder of images to train on.
-        held_out: the folder of images held out; there may be none.
+        train: the folder of images to train on; "train" if not given, or the whole where that is not there.
+        held_out: the folder of images held out; if not given, "test", or none where that is not there.
         bits: how many bits of 8 to keep.
 
     Returns:
         Images (3, H, W), or (1, H, W) if they are grey; all of one size.
 
     Raises:
-        DataError: for folders without images, for files that cannot be decoded, and for images of unlike sizes, named.
+        DataError: for folders without images, for names that are not there, with those that are, for a folder such as
+            "test" beside none to train on, for files that cannot be decoded or have more than 8 bits, and for images of
+            unlike sizes, named.
         ImportError: without pillow, naming the extra.
     """
-    path = Path(path)
+    path = _path(path)
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("folder: pillow is missing; in a clone: pip install '.[train]'") from error
+    check_bits(bits, "folder")
+    _check_names(train, held_out)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     known = set(Image.registered_extensions())
 
     def files(place: Path) -> list[Path]:
-        return sorted(file for file in place.rglob("*") if file.suffix.lower() in known and file.is_file())
-
-    if (path / train).is_dir():
-        found, rest = files(path / train), files(path / held_out)
+        found = sorted(file for file in place.rglob("*") if file.suffix.lower() in known and file.is_file())
         if not found:
-            raise DataError(f"{path / train}: no image files there")
-        return Split(_Folder(found, bits), _Folder(rest, bits) if rest else None, levels=2**bits)
-    found = files(path)
-    if not found:
-        raise DataError(f"{path}: no image files there")
-    return Split(_Folder(found, bits), None, levels=2**bits)
+            raise DataError(f"{place}: no image files there")
+        return found
+
+    inside = sorted(place.name for place in path.iterdir() if place.is_dir())
+    if train is None and held_out is None and not (path / "train").is_dir():
+        found = files(path)
+        tops = {file.relative_to(path).parts[0] for file in found}
+        apart = next((name for name in inside if name in tops and name.lower() in _KEPT_APART), None)
+        if apart is not None:
+            raise DataError(
+                f"{path}: no folder 'train' ({_listed(inside)}), and {apart!r} is not trained on; `flowkit train` "
+                "takes data.train=NAME data.held_out=NAME"
+            )
+        return _split(_Folder(path, found, bits), None, bits)
+    train = "train" if train is None else train
+    # The name that nobody gave may be missing, and is not meant where another was given for it.
+    default = "test" if (path / "test").is_dir() and train != "test" else None
+    made: dict[str, _Folder] = {}
+    for argument, name in (("train", train), ("held_out", default if held_out is None else held_out)):
+        if name is not None and not (path / name).is_dir():
+            raise _missing(path, "folder", argument, name, inside)
+        if name is not None:
+            made[argument] = _Folder(path / name, files(path / name), bits)
+    if "held_out" in made and set(made["train"].files) & set(made["held_out"].files):
+        raise DataError(f"{path}: {made['held_out'].name} and {made['train'].name} share files, wanted folders apart")
+    return _split(made["train"], made.get("held_out"), bits)
 
 
 # ------------------------------------------------------------------------------------------------------------ damage
 
 
 @contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
+def _damage(path: Path, what: str, *more: type[BaseException]) -> Iterator[None]:
     """Whatever a decoder says of a damaged file, as one kind of error that names the file."""
     damage: tuple[type[BaseException], ...] = (
         OSError, EOFError, ValueError, SyntaxError, RuntimeError, struct.error,
-        tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError,
+        tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, *more,
     )  # fmt: skip
     try:
         yield
