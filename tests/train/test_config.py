@@ -283,15 +283,32 @@ def test_no_path_of_the_machine_is_on_a_card_and_yet_the_data_is_found(tmp_path,
     evaluation = fk.zoo.card(path)["evaluation"]
     assert (evaluation["split"], evaluation["images"]) == ("every 4th training image", 4)
     for way in (path, tmp_path / "run"):
-        assert main(["evaluate", str(way), "--out", str(tmp_path / "card.json")]) == 0
-        card = Evaluation.read(tmp_path / "card.json")
-        assert (card.data, card.split, card.images) == ("mnist", "held-out", 8)
+        for split, wanted in (("held-out", ("every 4th training image", 4)), ("test", ("held-out", 8))):
+            assert main(["evaluate", str(way), "--split", split, "--out", str(tmp_path / "card.json")]) == 0
+            card = Evaluation.read(tmp_path / "card.json")
+            assert (card.data, card.split, card.images) == ("mnist", *wanted)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     capsys.readouterr()
     assert main(["evaluate", str(path)]) == 1
     assert f"flowkit evaluate {path} --data mnist --path mnist.npz" in capsys.readouterr().err
     assert main(["evaluate", str(path), "--path", str(tmp_path / "private.npz"), "--split", "train"]) == 0
-    assert "mnist, train: all 16 images" in capsys.readouterr().out
+    assert "mnist, train without every 4th image: all 12 images" in capsys.readouterr().out
+
+
+def test_what_a_run_held_out_is_scored_again(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x_train=np.random.default_rng(0).integers(0, 255, (24, 8, 8), np.uint8))
+    given = ["data.source=arrays", f"data.path={tmp_path / 'a.npz'}", "data.bits=5", "model.levels=32"]
+    given += ["data.hold_out=4", "steps=1"]
+    assert main(["train", "flowpp-digits", *given, *SMALL, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    told = Evaluation.read(tmp_path / "run" / "flowpp-digits.json")
+    assert (told.split, told.images) == ("every 4th training image", 6)
+    given = ["evaluate", str(tmp_path / "run"), "--against", str(tmp_path / "run" / "flowpp-digits.json")]
+    assert main([*given, "--out", str(tmp_path / "card.json")]) == 0
+    assert replace(Evaluation.read(tmp_path / "card.json"), seconds=0) == replace(told, seconds=0)
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train", "--out", str(tmp_path / "card.json")]) == 0
+    assert Evaluation.read(tmp_path / "card.json").images == 18
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "test"]) == 1
+    assert "no images held out there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", WANTED)
