@@ -160,11 +160,32 @@ def test_an_evaluation_writes_its_card_and_is_compared(card, tmp_path, capsys):
         (["--data", "faces"], "--data is 'faces', wanted one of digits, cifar10, mnist"),
         (["--data", "cifar10"], "--data cifar10 --path cifar-10-python.tar.gz"),
         (["--data", "digits", "--device", "abacus"], "--device is 'abacus': "),
+        (["--data", "digits", "--seed", "-1"], "flowkit: --seed is -1, wanted a whole number from 0"),
+        (["--data", "digits", "--seed", str(10**30)], "flowkit: --seed is 1000"),
+        (["--data", "digits", "--scores", "."], "--scores is '.', a folder; wanted the path of a file"),
+        (["--data", "digits", "--out", "."], "--out is '.', a folder; wanted the path of a file"),
     ],
 )
 def test_evaluations_that_cannot_be_made(card, options, reason, capsys):
     assert main(["evaluate", card, *options]) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_a_card_without_an_evaluation_is_nothing_to_compare_with(card, capsys):
+    assert main(["evaluate", card, "--data", "digits", "--against", card]) == 1
+    assert f"{card}: Evaluation: the card has no evaluation: nothing was held out" in capsys.readouterr().err
+
+
+def test_a_run_with_the_name_of_shipped_weights_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flowpp-digits" / "checkpoints").mkdir(parents=True)
+    assert main(["info", "flowpp-digits", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == fk.zoo.card("flowpp-digits")
+    assert "flowpp-digits: the trained weights of that name are taken" in said.err
+    assert "the run in the folder here is ./flowpp-digits\n" in said.err
+    assert main(["info", "./flowpp-digits"]) == 1  # the run, which has no checkpoint yet
+    assert "no checkpoint of a run" in capsys.readouterr().err
 
 
 def sources(folder):

@@ -39,7 +39,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--path", metavar="PATH", help="its file or folder, as `flowkit train` takes it in data.path")
     parser.add_argument(
-        "--split", choices=("held-out", "train"), default="held-out", help="which part of the data (%(default)s)"
+        "--split",
+        choices=("held-out", "train", "test"),
+        default="held-out",
+        help="which part of the data (%(default)s): what was held out in training, what was trained on, or the test "
+        "images, which are those held out unless the model was trained with data.hold_out",
     )
     parser.add_argument("--draws", type=int, default=1, metavar="K", help="importance samples per image (%(default)s)")
     parser.add_argument("--uniform", action="store_true", help="score with uniform noise too, in place of the learned")
@@ -68,10 +72,16 @@ def run(options: argparse.Namespace) -> None:
     from flowkit import zoo
     from flowkit.cli.options import model, usable_device
     from flowkit.train import Evaluation, compare, evaluate
+    from flowkit.train.evaluation import check_seed
 
     for name in ("draws", "batch"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}, wanted at least 1")
+    check_seed("--seed", options.seed)
+    for name in ("scores", "out"):
+        if getattr(options, name) is not None and getattr(options, name).is_dir():
+            raise ValueError(f"--{name} is {str(getattr(options, name))!r}, a folder; wanted the path of a file")
+    usable_device(options.device)
     opened = model(options.model)
     against = None
     if options.against is not None:
@@ -80,12 +90,12 @@ def run(options: argparse.Namespace) -> None:
             if options.against.endswith(".json")
             else Evaluation.of(zoo.card(options.against)["evaluation"])
         )
-    images, data_name = _images(options, opened)
+    images, data_name, split = _images(options, opened)
     result = evaluate(
-        opened.load().to(usable_device(options.device)),
+        opened.load().to(options.device),
         images,
         data_name=data_name,
-        split=options.split,
+        split=split,
         draws=options.draws,
         batch=options.batch,
         seed=options.seed,
@@ -108,17 +118,18 @@ def run(options: argparse.Namespace) -> None:
         print(f"{difference:+.4f} ± {error:.4f} bits/dim against {against.model} ({better})")
 
 
-def _images(options: argparse.Namespace, opened: Model) -> tuple[Any, str]:
-    """The images of a split, all of them, and what a card calls them.
+def _images(options: argparse.Namespace, opened: Model) -> tuple[Any, str, str]:
+    """The images of a split, all of them, and what a card calls data and split.
 
     Raises:
         ValueError: for an unknown data set, a path that is missing, or a split that is.
     """
     from flowkit.cli.options import missing_path
+    from flowkit.train.config import split_name
     from flowkit.train.data import SOURCES, name_of, read
 
-    # The data's own split: what training held out of its images in place of that is its own affair.
-    reading = {key: value for key, value in opened.data.items() if key != "hold_out"}
+    # As in training, so that the figure on the card can be had again; but of its test images data has one kind alone.
+    reading = {key: value for key, value in opened.data.items() if key != "hold_out" or options.split != "test"}
     if options.data is not None and options.data != reading.get("source"):
         reading = {"source": options.data}
     source = reading.get("source")
@@ -127,7 +138,7 @@ def _images(options: argparse.Namespace, opened: Model) -> tuple[Any, str]:
     if source not in SOURCES:
         raise ValueError(f"--data is {source!r}, wanted one of {', '.join(SOURCES)}")
     levels = opened.card["config"].get("levels", 256)
-    if source != "digits" and levels in [2**bits for bits in range(1, 9)]:
+    if "bits" not in reading and source != "digits" and levels in [2**bits for bits in range(1, 9)]:
         reading["bits"] = levels.bit_length() - 1
     if options.path is not None:
         reading["path"] = options.path
@@ -137,4 +148,5 @@ def _images(options: argparse.Namespace, opened: Model) -> tuple[Any, str]:
     images = split.train if options.split == "train" else split.held_out
     if images is None:
         raise ValueError(f"{reading['path']}: no images held out there; --split train scores those to train on")
-    return images, name_of(source, reading.get("path"), reading.get("bits", 8))
+    named = split_name("train" if options.split == "train" else "held-out", reading.get("hold_out"))
+    return images, name_of(source, reading.get("path"), reading.get("bits", 8)), named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Model:
 def model(text: str) -> Model:
     """A model by a listed name, the path of its card, or the folder of a run, whose newest checkpoint is taken.
 
+    Where a folder of a run has a listed name, the listed weights are taken, and a line says so.
+
     Raises:
         ValueError: if it is none of them, or damaged.
     """
@@ -45,6 +48,10 @@ def model(text: str) -> Model:
     if path.is_dir() and text not in zoo.available():
         run = Run.open(path)
         return Model(run.recipe.name, run.card(), run.flow, run.recipe.data)
+    if (path / "checkpoints").is_dir():
+        # Beside the results, which programs read.
+        told = f"the trained weights of that name are taken; the run in the folder here is ./{text}"
+        print(f"flowkit: {text}: {told}", file=sys.stderr)
     if len(path.parts) > 1 and path.suffix != ".json":
         raise ValueError(f"{text}: there is no such folder; wanted {MODEL}")
     card = zoo.card(text)
@@ -78,10 +85,7 @@ def usable_device(name: str) -> str:
     Raises:
         ValueError: if not, with what torch says.
     """
-    import torch
+    from flowkit.train.parallel import usable
 
-    try:
-        torch.empty((), device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {name!r}: {str(error).splitlines()[0]}") from None
+    usable("--device", name)
     return name

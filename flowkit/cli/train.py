@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> int | None:
         raise ValueError(missing_path(recipe.data, f"flowkit train {given} data.path="))
     out = options.out or Path("runs") / recipe.name
     split = recipe.images()
+    config.check_levels(recipe, split)
     torch.manual_seed(recipe.train.seed)
     if options.start is not None:
         recipe = recipe.starting_from(options.start)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from flowkit import metrics
+from flowkit.arguments import whole as whole_number
 from flowkit.distribution import Distribution
 from flowkit.files import write_whole
 from flowkit.flow import Flow
@@ -106,13 +107,15 @@ class Evaluation:
     torch: str
 
     @staticmethod
-    def of(card: Mapping[str, Any]) -> Evaluation:
+    def of(card: Mapping[str, Any] | None) -> Evaluation:
         """The evaluation that a parsed card holds.
 
         Raises:
-            WeightsError: if a field is missing, unknown, or no evaluation is there.
+            WeightsError: if a field is missing, unknown, or no evaluation is there, which is None on a model's card.
         """
         names = {field.name for field in fields(Evaluation)}
+        if card is None:
+            raise WeightsError("Evaluation: the card has no evaluation: nothing was held out, or it was not scored")
         if not isinstance(card, Mapping) or names != card.keys():
             came = card.keys() if isinstance(card, Mapping) else set()
             what = ", ".join(sorted(names ^ came))
@@ -178,6 +181,21 @@ class Comparison(NamedTuple):
 
     difference: float
     standard_error: float
+
+
+# Torch takes seeds below 2^64; the upper half is left to what processes and passes add to a seed.
+SEEDS = 2**63
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        ValueError: naming it.
+    """
+    number = whole_number(seed)
+    if number is None or not 0 <= number < SEEDS:
+        raise ValueError(f"{name} is {seed!r}, wanted a whole number from 0 to 2^63 - 1")
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
@@ -273,9 +291,10 @@ def evaluate(
             process alone would get. Without `scores`.
 
     Raises:
-        ValueError: for fewer than 2 images, settings below 1, a context that is missing, too long, too short or not
-            taken, `uniform` and a flow whose noise is not variational, a score that is not finite, `against` a card of
-            another protocol, or a file of scores that belongs to something else.
+        ValueError: for fewer than 2 images, settings below 1, a seed that no generator takes, a context that is
+            missing, too long, too short or not taken, `uniform` and a flow whose noise is not variational, a score
+            that is not finite, `against` a card of another protocol, or `scores` that is a folder, or belongs to
+            something else.
         RuntimeError: if images are left without a score, because the processes were not given the same data.
 
     Reference:
@@ -292,8 +311,11 @@ def evaluate(
     for name, count in (("draws", draws), ("batch", batch)):
         if count < 1:
             raise ValueError(f"evaluate: {name} is {count}, wanted at least 1")
+    check_seed("evaluate: seed", seed)
     if len(data) < 2:
         raise ValueError(f"evaluate: data has {len(data)} images, wanted at least 2: one has no standard error")
+    if scores is not None and Path(scores).is_dir():
+        raise ValueError(f"evaluate: scores is {str(scores)!r}, a folder; wanted the path of a file")
     if scores is not None and ours is not None and ours.world > 1:
         raise ValueError(f"evaluate: scores are kept by one process alone, and there are {ours.world}")
     images = as_dataset(_with_context(flow, data, context))  # type: ignore[arg-type]

@@ -113,14 +113,18 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     Args:
         device: "auto" for a GPU where there is one, or a device of torch.
 
+    Raises:
+        ValueError: for a device that is none, or that is not there.
+
     >>> with processes("cpu") as ours:
     ...     ours.rank, ours.world, ours.total([0.5, 2.0])
     (0, 1, [0.5, 2.0])
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    where = torch.device(kind)
+    # Each process looks at its own GPU alone: a tensor of every process on the first one would fill that.
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind
+    where = usable("device", device, own)
     if kind == "cuda":
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(where)
     started = "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized()
     if started:
@@ -134,6 +138,30 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         ours.release()
         if started:
             dist.destroy_process_group()
+
+
+def usable(name: str, given: str, device: str | None = None) -> torch.device:
+    """A device, if tensors can be made there.
+
+    Args:
+        name: of the argument that gave it, for the error.
+        given: what it gave.
+        device: what that stands for here, if it is something else.
+
+    Raises:
+        ValueError: if they cannot, with what torch says.
+
+    >>> usable("--device", "gpu")
+    Traceback (most recent call last):
+        ...
+    ValueError: --device is 'gpu': Expected one of cpu, cuda, ...
+    """
+    try:
+        where = torch.device(given if device is None else device)
+        torch.zeros((), device=where).item()  # a meta tensor can be made, and holds nothing
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} is {given!r}: {str(error).splitlines()[0]}") from None
+    return where
 
 
 def shard(flow: Distribution) -> Distribution:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import flowkit as fk
 from flowkit.cli import main
 from flowkit.train import Evaluation, digits, evaluate, read_log
-from flowkit.train.config import Recipe, available, recipe
+from flowkit.train.config import Recipe, available, check_levels, recipe
 from flowkit.train.data import WANTED
 from tests.train.workers import exact_flow, train
 
@@ -89,13 +89,27 @@ FAULTS = {
     "model.name is 'pixelcnn', wanted one of flowpp, glow": ("flowpp-digits", ["model.name=pixelcnn"]),
     "model has no 'config'; there are context_shape, coupling": ("flowpp-digits", ["model.name=glow"]),
     "steps is 'many', wanted int": ("flowpp-digits", ["steps=many"]),
+    "model.layout is 3, wanted a list, of [a text, a whole number] each": ("flowpp-digits", ["model.layout=3"]),
+    "model.layout is [['columns']], wanted a list": ("flowpp-digits", ["model.layout=[['columns']]"]),
+    "model.config is ['digits'], wanted a text": ("flowpp-digits", ["model.config=['digits']"]),
+    "model.filters is True, wanted a whole number": ("flowpp-digits", ["model.filters=true"]),
+    "model.dropout is 'no', wanted a number": ("flowpp-digits", ["model.dropout=no"]),
+    "model.variational is 1, wanted true or false": ("flowpp-digits", ["model.variational=1"]),
+    "data.path is 3, wanted a text": ("flowpp-mnist", ["data.path=3"]),
+    "data.channels is 'up', wanted one of auto, first": ("flowpp-mnist", ["data.channels=up"]),
+    "data.hold_out is '6th', wanted a whole number": ("flowpp-digits", ["data.hold_out=6th"]),
+    "seed is 99999999999999999999999, wanted a whole number from 0 to 2^63 - 1": (
+        "flowpp-digits",
+        ["seed=99999999999999999999999"],
+    ),
+    "device is 'gpu': Expected one of cpu": ("flowpp-digits", ["device=gpu"]),
 }
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_faults_are_told(reason, capsys):
+def test_faults_are_told(reason, capsys, tmp_path):
     config, overrides = FAULTS[reason]
-    assert main(["train", config, *overrides]) == 1
+    assert main(["train", config, *overrides, "--out", str(tmp_path)]) == 1
     assert reason in capsys.readouterr().err
 
 
@@ -112,17 +126,65 @@ def test_a_file_of_ones_own(tmp_path):
     file.write_text('[model]\nname = "flowpp"\n[train]\nsteps = 5\n')
     with pytest.raises(ValueError, match=r"data\.source is missing"):
         recipe(str(file))
+    file.write_text('[model]\nname = "maf"\n[data]\nsource = "digits"\n[train]\nsteps = 5\n')
+    with pytest.raises(ValueError, match=r"model\.features is missing"):
+        recipe(str(file))
+    file.write_text('model = "flowpp"\n[data]\nsource = "digits"\n[train]\nsteps = 5\n')
+    with pytest.raises(ValueError, match=r"mine\.toml: model is 'flowpp', wanted a table, \[model\]"):
+        recipe(str(file))
+    file.write_bytes('about = "für mich"\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine\.toml: not TOML, which is UTF-8"):
+        recipe(str(file))
 
 
-def test_other_models_of_the_zoo(tmp_path):
-    file = tmp_path / "glow.toml"
-    file.write_text(
-        '[model]\nname = "glow"\nshape = [1, 8, 8]\nlevels = 17\nscales = 2\nsteps = 2\nfilters = 8\n'
-        '[data]\nsource = "digits"\n[train]\nsteps = 2\nwarmup = 0\nbatch = 8\n'
-    )
+GLOW = (
+    '[model]\nname = "glow"\nshape = [1, 8, 8]\nlevels = 17\nscales = 2\nsteps = 2\nfilters = 8\n'
+    '[data]\nsource = "digits"\n[train]\nsteps = 2\nwarmup = 0\nbatch = 8\n'
+)
+
+
+def test_other_models_of_the_zoo_and_a_start_from_their_weights(tmp_path, capsys):
+    file, path = tmp_path / "glow.toml", tmp_path / "run" / "glow.json"
+    file.write_text(GLOW)
     assert main(["train", str(file), "--out", str(tmp_path / "run"), "--quiet"]) == 0
-    flow = fk.zoo.load(tmp_path / "run" / "glow.json")
+    flow = fk.zoo.load(path)
     assert flow.sample((2,)).shape == (2, 1, 8, 8)
+    start = ["train", str(file), "rate=0", "--from", str(path), "--quiet", "--out"]
+    assert main([*start, str(tmp_path / "on")]) == 0
+    on = fk.zoo.load(tmp_path / "on" / "glow.json").state_dict()
+    assert all(torch.equal(value, on[key]) for key, value in flow.state_dict().items())
+    # What the card lacks is at its default, as on cards before this release.
+    card = json.loads(path.read_text())
+    assert card["config"].pop("coupling") == "affine"
+    path.write_text(json.dumps(card))
+    assert recipe(str(file)).starting_from(str(path)).start == str(path)
+    for override, said in (
+        ("model.coupling=additive", "coupling is 'affine', and that of the recipe 'additive'"),
+        ("model.shape=[1, 8, 4]", "shape is (1, 8, 8), and that of the recipe (1, 8, 4)"),
+        ("model.context_shape=[3]", "context_shape is None, and that of the recipe (3,)"),
+    ):
+        capsys.readouterr()
+        assert main([*start, str(tmp_path / "other"), override]) == 1
+        assert f"{path}: {said}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="model is 'glow', and that of the recipe 'flowpp'"):
+        recipe("flowpp-digits").starting_from(str(path))
+
+
+def test_images_of_other_levels_than_the_models_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "m.npz", x_train=np.zeros((40, 8, 8), np.uint8))
+    given = ["data.source=arrays", f"data.path={tmp_path / 'm.npz'}", "data.bits=3"]
+    assert main(["train", "flowpp-digits", *given, "model.levels=256", "--out", str(tmp_path / "run")]) == 1
+    said = "model.levels is 256, and m, 3 bits has 8 levels; wanted model.levels=8, or data.bits=8\n"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    for overrides in ([*given, "model.levels=8"], [*given[:2], "model.levels=256"], []):
+        made = recipe("flowpp-digits", overrides)
+        check_levels(made, made.images())
+    made = recipe("flowpp-digits", ["model.levels=32"])
+    with pytest.raises(ValueError, match="model.levels is 32, and digits has 17 levels; wanted model.levels=17$"):
+        check_levels(made, made.images())
+    without = Recipe("x", {"name": "maf", "features": 64}, {"source": "digits"}, made.train)
+    check_levels(without, without.images())
 
 
 def test_list_and_show(capsys):
@@ -221,15 +283,32 @@ def test_no_path_of_the_machine_is_on_a_card_and_yet_the_data_is_found(tmp_path,
     evaluation = fk.zoo.card(path)["evaluation"]
     assert (evaluation["split"], evaluation["images"]) == ("every 4th training image", 4)
     for way in (path, tmp_path / "run"):
-        assert main(["evaluate", str(way), "--out", str(tmp_path / "card.json")]) == 0
-        card = Evaluation.read(tmp_path / "card.json")
-        assert (card.data, card.split, card.images) == ("mnist", "held-out", 8)
+        for split, wanted in (("held-out", ("every 4th training image", 4)), ("test", ("held-out", 8))):
+            assert main(["evaluate", str(way), "--split", split, "--out", str(tmp_path / "card.json")]) == 0
+            card = Evaluation.read(tmp_path / "card.json")
+            assert (card.data, card.split, card.images) == ("mnist", *wanted)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     capsys.readouterr()
     assert main(["evaluate", str(path)]) == 1
     assert f"flowkit evaluate {path} --data mnist --path mnist.npz" in capsys.readouterr().err
     assert main(["evaluate", str(path), "--path", str(tmp_path / "private.npz"), "--split", "train"]) == 0
-    assert "mnist, train: all 16 images" in capsys.readouterr().out
+    assert "mnist, train without every 4th image: all 12 images" in capsys.readouterr().out
+
+
+def test_what_a_run_held_out_is_scored_again(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", x_train=np.random.default_rng(0).integers(0, 255, (24, 8, 8), np.uint8))
+    given = ["data.source=arrays", f"data.path={tmp_path / 'a.npz'}", "data.bits=5", "model.levels=32"]
+    given += ["data.hold_out=4", "steps=1"]
+    assert main(["train", "flowpp-digits", *given, *SMALL, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    told = Evaluation.read(tmp_path / "run" / "flowpp-digits.json")
+    assert (told.split, told.images) == ("every 4th training image", 6)
+    given = ["evaluate", str(tmp_path / "run"), "--against", str(tmp_path / "run" / "flowpp-digits.json")]
+    assert main([*given, "--out", str(tmp_path / "card.json")]) == 0
+    assert replace(Evaluation.read(tmp_path / "card.json"), seconds=0) == replace(told, seconds=0)
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "train", "--out", str(tmp_path / "card.json")]) == 0
+    assert Evaluation.read(tmp_path / "card.json").images == 18
+    assert main(["evaluate", str(tmp_path / "run"), "--split", "test"]) == 1
+    assert "no images held out there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", WANTED)

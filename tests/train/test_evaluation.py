@@ -156,6 +156,9 @@ def test_a_score_that_is_none_is_named():
         ({"draws": 0}, 23, "draws is 0"),
         ({"batch": 0}, 23, "batch is 0"),
         ({}, 1, "data has 1 images, wanted at least 2"),
+        ({"seed": -1}, 23, "evaluate: seed is -1, wanted a whole number from 0"),
+        ({"seed": 2**63}, 23, "evaluate: seed is 9223372036854775808, wanted"),
+        ({"seed": 0.5}, 23, "evaluate: seed is 0.5, wanted"),
     ],
 )
 def test_what_cannot_be_scored(options, n, reason):
@@ -326,6 +329,15 @@ def test_a_file_that_holds_no_scores_is_refused(tmp_path, content):
     assert file.read_bytes() == content
 
 
+def test_scores_are_not_kept_in_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"evaluate: scores is '.*', a folder; wanted the path of a file"):
+        scored(variational(), data(), scores=tmp_path)
+
+
+def test_seeds_are_whole_numbers_of_any_library():
+    assert figures(scored(variational(), data(), seed=np.int64(3))) == figures(scored(variational(), data(), seed=3))
+
+
 # ------------------------------------------------------------------------------------------------------ the cards
 
 
@@ -342,7 +354,7 @@ def test_a_card_is_written_and_read(tmp_path):
     [
         ("{", "is damaged: "),
         ("[]", "damaged or of another release"),
-        ('{"evaluation": null}', "of another release"),
+        ('{"evaluation": null}', "the card has no evaluation: nothing was held out"),
         ('{"evaluation": {"draws": 3, "colour": 1}}', "differs in .*colour"),
     ],
 )

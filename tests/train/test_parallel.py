@@ -216,6 +216,19 @@ def test_sharding_wants_a_launcher():
         train(exact_flow, None, parallel="fsdp", steps=1)
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"^device is '{device}': .") as found, processes(device):
+        pass
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="^device is 'cuda': "), processes("cuda"):
+        pass
+
+
 def test_workers_find_a_failure(tmp_path):
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         workers.run(divmod, 1, 0, folder=tmp_path)
