@@ -27,7 +27,7 @@ from flowkit.train import checkpoints, schedules
 from flowkit.train.checkpoints import CheckpointError
 from flowkit.train.data.images import as_dataset, collate, fetch, inputs
 from flowkit.train.data.shuffling import Order, order
-from flowkit.train.evaluation import Evaluation, data_sha256, evaluate
+from flowkit.train.evaluation import Evaluation, check_seed, data_sha256, evaluate
 from flowkit.train.parallel import Processes, nets, processes, unsynchronized, whole
 from flowkit.train.records import Records
 
@@ -130,6 +130,7 @@ class Settings:
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name} is {getattr(self, name)}, wanted from {low} to {high}")
+        check_seed("seed", self.seed)
 
     def rates(self) -> schedules.Schedule:
         """The learning rate as a function of the step.

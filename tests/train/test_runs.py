@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from flowkit.cli import main
-
-TINY = [
-    "model.filters=8",
-    "model.blocks=1",
-    "model.components=2",
-    "batch=8",
-    "init_batch=8",
-    "warmup=1",
-    "sample_every=0",
-]
+from tests.train.test_config import SMALL
 
 
 def train(out, *more: str) -> int:
-    return main(["train", "flowpp-digits", *TINY, "--out", str(out), "--quiet", *more])
+    return main(["train", "flowpp-digits", *SMALL, "--out", str(out), "--quiet", *more])
 
 
 def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path, capsys):
