@@ -146,8 +146,12 @@ def facts(card, weights):
             if score.get(f"bits_per_dim_{kind}") is not None and not (one and kind == "single"):
                 value, error = score[f"bits_per_dim_{kind}"], score[f"{kind}_standard_error"]
                 yield f"bits/dim, {what}", f"{value:.3f} ± {error:.3f}"
-    if "steps" in training:
-        yield "training", f"{training['steps']:,} steps of {training['batch']}, {training['minutes']:.0f} minutes"
+    stages, stage = [], training
+    while "steps" in stage:
+        stages.append(f"{stage['steps']:,} steps of {stage['batch']}, {stage['minutes']:.0f} minutes")
+        stage = stage.get("started_from", {}).get("training", {})
+    if stages:
+        yield "training", "; then ".join(reversed(stages))
     if "command" in training:
         yield "command", f"`{training['command']}`"
     yield "SHA-256", f"`{card['sha256'][:16]}…`"

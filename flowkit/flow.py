@@ -394,7 +394,9 @@ def shapes_only(module: nn.Module) -> Iterator[dict[str, Any]]:
         return run
 
     like = tensor_of(module)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), ExitStack() as stack:
+    # Kernels of parts that are compiled would read memory that fake tensors do not have.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), ExitStack() as stack:
         for part in module.modules():
             if isinstance(part, Map):
                 for direction in ("forward", "inverse"):

@@ -329,3 +329,23 @@ def test_the_density_at_an_end_that_no_latent_leads_to_is_0():
     got = logit_normal.log_prob(torch.tensor([[0.0], [0.5], [1.0]]))
     assert got[0] == got[2] == -torch.inf and got[1].isfinite()
     assert fk.Flow(fk.Logit(), fk.Normal(2)).log_prob(torch.tensor([0.0, 0.5])) == -torch.inf
+
+
+@pytest.mark.thorough
+def test_a_flow_of_compiled_parts_is_built_without_running_their_kernels():
+    """They read memory that fake tensors do not have: the process died."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x).unsqueeze(1).movedim(2, -1)
+
+    coupling = fk.AffineCoupling(Net(), dim=-3)
+    flow = fk.Flow(coupling, fk.Normal((2, 4, 4)))
+    coupling.conditioner.compile(dynamic=False)
+    with torch.no_grad():
+        flow.log_prob(torch.randn(1, 2, 4, 4))  # as many as the trace has
+    assert fk.Flow(coupling, fk.Normal((2, 4, 4))).event_shape == (2, 4, 4)

@@ -15,7 +15,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from flowkit import zoo
 from flowkit.flow import Flow
 from flowkit.train.data import Split, name_of, read
-from flowkit.train.evaluation import check_seed
 from flowkit.train.loop import Settings
 from flowkit.zoo.flowpp import configuration
 from flowkit.zoo.loading import MODELS, build
@@ -216,9 +215,7 @@ def recipe(config: str, overrides: Sequence[str] = ()) -> Recipe:
     for key, value in sections["train"].items():
         if kinds[key] == "float" and isinstance(value, int) and not isinstance(value, bool):
             sections["train"][key] = float(value)
-    made = Recipe(name, sections["model"], sections["data"], Settings(**sections["train"]), about)
-    check_seed("seed", made.train.seed)
-    return made
+    return Recipe(name, sections["model"], sections["data"], Settings(**sections["train"]), about)
 
 
 def _parameters(model: str) -> Mapping[str, Parameter]:
