@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     cells = result["cells"]
     columns = _columns(cells)
-    figure, ax = plt.subplots(figsize=(8, 1.1 + 0.3 * len(cells)), dpi=110, layout="constrained")
+    # Labels of the names beside one another: as many in a row as the longest leaves room for.
+    in_a_row = min(len(columns), max(2, 80 // (6 + max(map(len, columns)))))
+    height = 1.1 + 0.3 * len(cells) + 0.22 * (math.ceil(len(columns) / in_a_row) - 1)
+    figure, ax = plt.subplots(figsize=(8, height), dpi=110, layout="constrained")
     hues = plt.get_cmap("tab10")
     others = [name for name in columns if not name.startswith("flowkit")]
     own = [name for name in columns if name.startswith("flowkit")]
@@ -162,9 +166,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     ax.set_ylim(len(cells) - 0.5, -0.5)
     ax.grid(axis="both", color="#e6e6e6", linewidth=0.7)
     ax.spines[:].set_visible(False)
-    # Labels of the names beside one another: as many in a row as the longest leaves room for.
-    in_a_row = max(2, 80 // (6 + max(map(len, columns))))
-    figure.legend(loc="outside upper center", ncols=min(in_a_row, len(columns)), frameon=False)
+    figure.legend(loc="outside upper center", ncols=in_a_row, frameon=False)
     figure.savefig(path)
     plt.close(figure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flowkit.arguments import finite
@@ -46,12 +45,7 @@ class Affine(Map):
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         bound = self.log_scale_bound
-        if bound is None:
-            return raw
-        if raw.dtype not in (torch.float32, torch.float64):  # the difference below would cost half of their digits
-            return bound * (raw / bound).tanh()
-        # bound tanh(raw / bound) by a function that takes a ninth of the time; off by eps bound at most, as tanh is.
-        return (raw * (2 / bound)).sigmoid_().mul(2 * bound).sub_(bound)
+        return raw if bound is None else bound * (raw / bound).tanh_()  # in place: of what nobody else reads
 
     def _split(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         # From the front: their gradients are then two blocks, and not interleaved, which convolutions would undo.
