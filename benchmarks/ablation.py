@@ -27,6 +27,7 @@ from torch import Tensor
 import flowkit as fk
 from benchmarks import fitting
 from benchmarks.page import DOCS, table, write_between_marks
+from flowkit import plots
 from flowkit.train import Settings, evaluate, fit, read_log
 from flowkit.train.data import cifar10
 
@@ -139,7 +140,7 @@ def main() -> None:
     print(made)
     if options.write:
         write_between_marks(DOCS / "ablation.md", "ablation", made)
-        axes = fk.plots.training_curves({variant: runs[variant, 0]["log"] for variant in VARIANTS})
+        axes = plots.training_curves({variant: runs[variant, 0]["log"] for variant in VARIANTS})
         axes.figure.savefig(DOCS / "assets" / "ablation.png", dpi=120, bbox_inches="tight")
 
 
