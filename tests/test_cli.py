@@ -88,7 +88,7 @@ def test_info_shows_a_card(capsys, card):
     assert main(["info", card]) == 0  # of one's own, without an evaluation
     assert "flowpp, " in capsys.readouterr().out
     assert main(["info", "flowpp-nothing"]) == 1
-    assert "wanted one of flowpp-digits" in capsys.readouterr().err
+    assert "wanted one of flowpp-cifar10-small, flowpp-digits" in capsys.readouterr().err
 
 
 def test_samples_are_an_array_or_a_picture(card, tmp_path, capsys):

@@ -150,6 +150,9 @@ def split_name(part: str, hold_out: int | None) -> str:
 def available() -> dict[str, str]:
     """The configs in the package, and what each says of itself.
 
+    Raises:
+        ValueError: if one of them is damaged.
+
     >>> sorted(available())[:3]
     ['flowpp-celeba128-5bit', 'flowpp-celeba64-3bit', 'flowpp-celeba64-5bit']
     """

@@ -204,7 +204,9 @@ def fit(
 
     Raises:
         DomainError: at a loss or gradient that is not finite, naming the layer, after a checkpoint.
-        CheckpointError: if there are checkpoints and none can be gone on from, or if one cannot be written.
+        CheckpointError: if there are checkpoints and none can be gone on from, or if one cannot be written; if another
+            process trains in `out`, or the run there had other images.
+        ImportError: if pictures are asked for without matplotlib, or a bar or events without what draws them.
         ValueError: if batch and processes do not fit, or a held-out image has no finite score.
         KeyboardInterrupt: at a second Ctrl-C, which does not wait for the end of the step.
 

@@ -220,7 +220,7 @@ def test_a_run_ends_with_a_card_of_the_zoo(run):
     assert (told["steps"], told["skipped"], told["device"], told["processes"]) == (2, 0, "cpu", 1)
     assert fk.zoo.card("flowpp-digits")["training"].keys() <= told.keys(), "unlike the card that is shipped"
     assert sorted(file.name for file in out.iterdir()) == [
-        "checkpoints", "flowpp-digits.json", "flowpp-digits.safetensors", "log.csv", "log.jsonl",
+        ".lock", "checkpoints", "flowpp-digits.json", "flowpp-digits.safetensors", "log.csv", "log.jsonl",
     ]  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def test_the_same_command_goes_on_and_nothing_changes(run, capsys):
     assert main([*arguments, "--fresh"]) == 1
     assert "holds an earlier run" in capsys.readouterr().err
     assert main([*arguments[:2], "model.filters=8", *arguments[2:7], *SMALL[1:]]) == 1
-    assert "it is a checkpoint of another model" in capsys.readouterr().err
+    assert "or a checkpoint of another model" in capsys.readouterr().err
 
 
 def test_a_run_that_has_not_ended_is_scored_by_its_newest_whole_checkpoint(run, tmp_path, capsys):
@@ -363,4 +363,4 @@ def test_weights_of_another_size_are_no_start(tmp_path, capsys):
     assert main(told) == 1
     assert "flowpp-digits: filters is 24, and that of the recipe 8" in capsys.readouterr().err
     assert main(["train", "flowpp-digits", "--from", "absent"]) == 1
-    assert "'absent', wanted one of flowpp-digits" in capsys.readouterr().err
+    assert "'absent', wanted one of flowpp-cifar10-small, flowpp-digits" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(alone, tmp_pat
     assert read.state_dict().keys() == average.keys()
     for key, value in read.state_dict().items():
         torch.testing.assert_close(value, average[key], rtol=1e-4, atol=1e-5)
-    with pytest.raises(CheckpointError, match="it is a checkpoint of another model"):
+    with pytest.raises(CheckpointError, match="a checkpoint of another model"):
         found.average(noisy_flow())
 
 

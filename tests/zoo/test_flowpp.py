@@ -236,7 +236,7 @@ def test_overrides_make_another_size_in_one_line():
         ({"filter": 8}, "'filter' is no size of this model"),
         ({"attention": "linear"}, "attention is 'linear'"),
         ({"config": "cifar100"}, "config is 'cifar100', wanted one of cifar10"),
-        ({"pretrained": "cifar11"}, "pretrained is 'cifar11', wanted one of digits"),
+        ({"pretrained": "cifar11"}, "pretrained is 'cifar11', wanted one of cifar10-small, digits"),
         ({"pretrained": "digits", "config": "digits"}, "brings its own config"),
         ({"pretrained": "digits", "filters": 8}, "brings its own config; filters"),
     ],
