@@ -320,8 +320,9 @@ class Flow(Distribution):
             self.check_event(name, value, event_shape)
         else:
             self.check_tensor(name, value)
-        if value.ndim < event_ndim:
-            raise ShapeError(f"Flow: {name} has shape {tuple(value.shape)}, wanted at least {event_ndim} dims of event")
+            if value.ndim < event_ndim:
+                came = tuple(value.shape)
+                raise ShapeError(f"Flow: {name} has shape {came}, wanted at least {event_ndim} dims of event")
         context_batch = self.check_context(context)
         if context is None:
             return value, None

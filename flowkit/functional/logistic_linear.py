@@ -88,8 +88,9 @@ def tiled_backward(
         if count <= _MANY * outside.numel():
             aside = into[-1].stride(0) == 1  # components side by side: too slow to work on
             found = differentiate_linear(on_y, on_log, here, mixture, Sums(*of_tile), None if aside else into)
-            for whole, part in zip(into if aside else (), found if aside else (), strict=True):
-                whole.copy_(part)
+            if aside:
+                for whole, part in zip(into, found, strict=True):
+                    whole.copy_(part)
         if count:
             mend_gradients(outside, count, into, on_y, on_log, here, mixture)
     return tuple(grads)  # type: ignore[return-value]

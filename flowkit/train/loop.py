@@ -565,9 +565,11 @@ class _Signals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, a signal breaks off what runs, with `_AtOnce`."""
+        """Within, a signal breaks off what runs, with `_AtOnce`; so does one that came shortly before."""
         self.waits = False
         try:
+            if self.came is not None:
+                raise _AtOnce
             yield
         except _AtOnce:
             self.broke_off = True
@@ -646,6 +648,6 @@ def _check_weights(flow: nn.Module, averaged: nn.Module, step: int, out: Path, o
     name = next((name for name, count in zip(every, counts, strict=True) if count), None)
     if name is not None:
         raise DomainError(
-            f"after step {step} {name} is not finite; no checkpoint was written, and the last one in "
-            f"{out / 'checkpoints'} is good"
+            f"after step {step} {name} is not finite; no checkpoint was written of it, and those before it in "
+            f"{out / 'checkpoints'} are good"
         )

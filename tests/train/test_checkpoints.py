@@ -288,6 +288,20 @@ def test_a_signal_while_it_scores_ends_it_at_once_and_it_scores_when_it_goes_on(
     assert replace(again.evaluation, seconds=0) == replace(whole.evaluation, seconds=0)
 
 
+def test_a_signal_shortly_before_it_scores_is_not_forgotten(tmp_path, monkeypatch):
+    save = checkpoints.save
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr("flowkit.train.loop.checkpoints.save", signalled)
+    monkeypatch.setattr("flowkit.train.loop.evaluate", lambda *_, **__: pytest.fail("it scores all the same"))
+    trained = train(noisy_flow, tmp_path, steps=4, save_every=100)
+    assert (trained.stopped_by, trained.step) == (signal.SIGTERM, 4)
+    assert found(tmp_path)[0] == [4]
+
+
 def test_any_failure_leaves_the_steps_that_are_done(tmp_path, straight):
     class Damaged(torch.utils.data.Dataset):
         seen = 0
