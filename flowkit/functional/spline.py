@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from flowkit.errors import DomainError, ShapeError
-from flowkit.functional.spline_fused import MOST_BINS, fused_bin
+from flowkit.functional.spline_bin import Bin, Grid, log_derivative, solve, value
+from flowkit.functional.spline_fused import MOST_BINS, fused_spline
 
 __all__ = ["rational_quadratic_spline", "rational_quadratic_spline_inverse"]
 
@@ -87,15 +88,10 @@ def rational_quadratic_spline(
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032.
     """
     _check("x", x, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
-    inner, turns = _enter(x, lower, upper, tails)
-    minima = (min_width, min_height, min_slope)
-    here = _bin(inner, (widths, heights, slopes), (lower, upper), tails, minima, inverse=False)
-    width = here.x1 - here.x0
-    theta, phi = (inner - here.x0) / width, (here.x1 - inner) / width
-    below = theta * (here.s * theta + here.d0 * phi)
-    above = phi * (here.s * phi + here.d1 * theta)
-    z = torch.lerp(here.z0, here.z1, below / (below + above))
-    return _leave(x, inner, turns, z, _log_derivative(here, theta, phi), lower, upper, tails)
+    grid = Grid(lower, upper, tails, min_width, min_height, min_slope)
+    inner, turns = _enter(x, grid)
+    z, log_derivative = _inside(inner, (widths, heights, slopes), grid, inverse=False)
+    return _leave(x, inner, turns, z, log_derivative, grid)
 
 
 def rational_quadratic_spline_inverse(
@@ -133,20 +129,10 @@ def rational_quadratic_spline_inverse(
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032.
     """
     _check("z", z, widths, heights, slopes, tails, (lower, upper), (min_width, min_height, min_slope))
-    inner, turns = _enter(z, lower, upper, tails)
-    minima = (min_width, min_height, min_slope)
-    here = _bin(inner, (widths, heights, slopes), (lower, upper), tails, minima, inverse=True)
-    height = here.z1 - here.z0
-    t, rest = (inner - here.z0) / height, (here.z1 - inner) / height
-    product = 4 * here.s * t * here.s * rest
-    q = here.d0 * rest - here.d1 * t
-    # `where`, not `abs`: at q = 0, the middle of a bin of the identity, the derivative is that of q
-    larger = torch.where(q >= 0, q, -q) + (q * q + product).sqrt()
-    p = torch.where(q >= 0, larger, product / larger)
-    part = 2 * here.s * t
-    theta, phi = part / (part + p), p / (part + p)
-    x = torch.lerp(here.x0, here.x1, theta)
-    return _leave(z, inner, turns, x, -_log_derivative(here, theta, phi), lower, upper, tails)
+    grid = Grid(lower, upper, tails, min_width, min_height, min_slope)
+    inner, turns = _enter(z, grid)
+    x, log_derivative = _inside(inner, (widths, heights, slopes), grid, inverse=True)
+    return _leave(z, inner, turns, x, -log_derivative, grid)
 
 
 def _check(
@@ -199,34 +185,14 @@ class _Spline(NamedTuple):
     s: Tensor
 
 
-class _Bin(NamedTuple):
-    """One bin for each element: its ends, the slopes there, and its mean slope."""
-
-    x0: Tensor
-    x1: Tensor
-    z0: Tensor
-    z1: Tensor
-    d0: Tensor
-    d1: Tensor
-    s: Tensor
-
-
-def _spline(
-    widths: Tensor,
-    heights: Tensor,
-    slopes: Tensor,
-    interval: tuple[float, float],
-    tails: str,
-    minima: tuple[float, float, float],
-) -> _Spline:
-    min_width, min_height, min_slope = minima
-    width, height = _shares(widths, min_width), _shares(heights, min_height)
-    d = min_slope + softplus(slopes + math.log(math.expm1(1 - min_slope)))
-    if tails == "linear":
+def _spline(widths: Tensor, heights: Tensor, slopes: Tensor, grid: Grid) -> _Spline:
+    width, height = _shares(widths, grid.min_width), _shares(heights, grid.min_height)
+    d = grid.min_slope + softplus(slopes + grid.slope_shift)
+    if grid.tails == "linear":
         d = pad(d, (1, 1), value=1.0)
-    elif tails == "circular":
+    elif grid.tails == "circular":
         d = torch.cat([d, d[..., :1]], -1)
-    return _Spline(_knots(width, interval), _knots(height, interval), d, height / width)
+    return _Spline(_knots(width, grid), _knots(height, grid), d, height / width)
 
 
 def _shares(raw: Tensor, minimum: float) -> Tensor:
@@ -235,39 +201,28 @@ def _shares(raw: Tensor, minimum: float) -> Tensor:
     return minimum + powers * ((1 - minimum * raw.shape[-1]) / powers.sum(-1, keepdim=True))
 
 
-def _knots(shares: Tensor, interval: tuple[float, float]) -> Tensor:
-    lower, upper = interval
-    inner = lower + (upper - lower) * shares[..., :-1].cumsum(-1)
-    return pad(pad(inner, (1, 0), value=lower), (0, 1), value=upper)
+def _knots(shares: Tensor, grid: Grid) -> Tensor:
+    inner = grid.lower + (grid.upper - grid.lower) * shares[..., :-1].cumsum(-1)
+    return pad(pad(inner, (1, 0), value=grid.lower), (0, 1), value=grid.upper)
 
 
-def _bin(
-    at: Tensor,
-    raw: tuple[Tensor, Tensor, Tensor],
-    interval: tuple[float, float],
-    tails: str,
-    minima: tuple[float, float, float],
-    *,
-    inverse: bool,
-) -> _Bin:
-    """The bin that holds `at`, an x or with `inverse` a z."""
+def _inside(at: Tensor, raw: tuple[Tensor, Tensor, Tensor], grid: Grid, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    """z and log dz/dx of an x within the interval; with `inverse`, x and log dz/dx of a z."""
     compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and at.device.type == "cpu"
     if compiled and raw[0].shape[-1] <= MOST_BINS:
-        return _Bin(*fused_bin(at, raw, interval, tails, minima, inverse=inverse))
-    spline = _spline(*raw, interval, tails, minima)
+        return fused_spline(at, raw, grid, inverse=inverse)
+    here = _find(at, _spline(*raw, grid), inverse)
+    found, theta, phi = (solve if inverse else value)(at, here)
+    return found, log_derivative(here, theta, phi)
+
+
+def _find(at: Tensor, spline: _Spline, inverse: bool) -> Bin:
+    """The bin that holds `at`, an x or with `inverse` a z."""
     knots = (spline.z if inverse else spline.x)[..., 1:-1]
     index = (at.unsqueeze(-1) >= knots).sum(-1, keepdim=True)
     left, right = ([t.gather(-1, i).squeeze(-1) for t in (spline.x, spline.z, spline.d)] for i in (index, index + 1))
     (x0, z0, d0), (x1, z1, d1) = left, right
-    return _Bin(x0, x1, z0, z1, d0, d1, spline.s.gather(-1, index).squeeze(-1))
-
-
-def _log_derivative(here: _Bin, theta: Tensor, phi: Tensor) -> Tensor:
-    """log dz/dx at a place in its bin."""
-    mixed = theta * phi
-    slope = here.d1 * theta * theta + 2 * here.s * mixed + here.d0 * phi * phi
-    share = theta * theta + phi * phi + (here.d0 + here.d1) * mixed / here.s  # (A + C) / s
-    return (slope / (share * share)).log()
+    return Bin(x0, x1, z0, z1, d0, d1, spline.s.gather(-1, index).squeeze(-1))
 
 
 def wrap(x: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
@@ -280,25 +235,20 @@ def wrap(x: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
     return (x - turns * (upper - lower)).clamp(lower, upper), turns
 
 
-def _enter(x: Tensor, lower: float, upper: float, tails: str) -> tuple[Tensor, Tensor | None]:
+def _enter(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
     """x moved into the interval, and by how many turns of the circle."""
-    return wrap(x, lower, upper) if tails == "circular" else (x.clamp(lower, upper), None)
+    if grid.tails == "circular":
+        return wrap(x, grid.lower, grid.upper)
+    return x.clamp(grid.lower, grid.upper), None
 
 
 def _leave(
-    x: Tensor,
-    inner: Tensor,
-    turns: Tensor | None,
-    z: Tensor,
-    log_derivative: Tensor,
-    lower: float,
-    upper: float,
-    tails: str,
+    x: Tensor, inner: Tensor, turns: Tensor | None, z: Tensor, log_derivative: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """z and its log-derivative in the interval, continued to where x is."""
     if turns is not None:
-        return z + turns * (upper - lower), log_derivative
-    if tails == "linear":
-        inside = (x > lower) & (x < upper)
+        return z + turns * (grid.upper - grid.lower), log_derivative
+    if grid.tails == "linear":
+        inside = (x > grid.lower) & (x < grid.upper)
         return torch.where(inside, z, x), torch.where(inside, log_derivative, 0.0)
     return z + log_derivative.exp() * (x - inner), log_derivative

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional import spline
 from flowkit.functional.spline import rational_quadratic_spline, rational_quadratic_spline_inverse
+from flowkit.functional.spline_bin import Grid
 
 DTYPES = (torch.float32, torch.float64)
 TAILS = {"linear": -1, "circular": 0, "bounded": 1}
@@ -136,7 +137,7 @@ def test_zero_is_the_identity(bins, tails, dtype):
 @pytest.mark.parametrize("scale", [0.3, 3.0, 10.0])
 def test_knots_and_ends_are_exact(scale, tails, dtype):
     raw = [t.detach() for t in parameters(tails, 8, 500, scale=scale, dtype=dtype)]
-    knots = spline._spline(*raw, (LOWER, UPPER), tails, (1e-3,) * 3)
+    knots = spline._spline(*raw, Grid(LOWER, UPPER, tails, 1e-3, 1e-3, 1e-3))
     assert (knots.x[:, 0] == LOWER).all() and (knots.x[:, -1] == UPPER).all()
     assert (knots.x.diff() > 0).all() and (knots.z.diff() > 0).all()
     wide = [t.unsqueeze(1).expand(-1, 9, -1) for t in raw]
@@ -202,7 +203,7 @@ def test_round_trip_at_any_scale(tails):
 @pytest.mark.parametrize("scale", [8.0, 100.0, 1e4])
 def test_gradients_are_finite_at_any_scale(scale, tails, function):
     raw = parameters(tails, 8, 4096, scale=scale, dtype=torch.float32)
-    knots = spline._spline(*(t.detach() for t in raw), (LOWER, UPPER), tails, (1e-3,) * 3)
+    knots = spline._spline(*(t.detach() for t in raw), Grid(LOWER, UPPER, tails, 1e-3, 1e-3, 1e-3))
     on_knots = (knots.x if function is rational_quadratic_spline else knots.z)[:2048, ::4].reshape(-1)[:2048]
     x = torch.cat([places(tails, 2048, dtype=torch.float32), on_knots]).requires_grad_()
     outputs = bound(function, tails)(x, *raw)
@@ -229,7 +230,7 @@ def test_gradient_on_knots_is_the_slope(tails, function):
     with torch.no_grad():
         for parameter in raw:
             parameter[5:] = 0
-    knots = spline._spline(*(t.detach() for t in raw), (LOWER, UPPER), tails, (1e-3,) * 3)
+    knots = spline._spline(*(t.detach() for t in raw), Grid(LOWER, UPPER, tails, 1e-3, 1e-3, 1e-3))
     ends = knots.x if function is rational_quadratic_spline else knots.z
     middle = 0.5 * (ends[5:, :-1] + ends[5:, 1:]).diagonal()
     x = torch.cat([ends[:5].diagonal(), middle]).requires_grad_()
