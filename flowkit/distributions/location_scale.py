@@ -59,7 +59,7 @@ class LocationScale(Family):
 
     def pieces(self, x: Tensor, parameters: Parameters) -> Tensor:
         loc, scale = parameters["loc"], parameters["scale"]
-        return self._standard_log_prob((x - loc) / scale, parameters) - scale.log()
+        return self._standard_log_prob((x - loc) / scale, parameters).sub_(scale.log())  # of what nobody else reads
 
     def draw(self, shape: torch.Size, parameters: Parameters, generator: torch.Generator | None) -> Tensor:
         loc = parameters["loc"]
