@@ -358,14 +358,18 @@ class PixelLinear(Bijector):
         return log_det.to(log_term_dtype(value.dtype)).expand(value.shape[: value.ndim - self.in_ndim])
 
     def _mix(self, weight: Tensor, value: Tensor) -> Tensor:
-        # One product for the whole batch, not one for each example: (*views, C, batch * H * W).
-        batch, pixels = value.shape[: value.ndim - self.in_ndim], value.shape[-2:]
-        flat = value.reshape(math.prod(batch), *value.shape[-self.in_ndim : -2], self._pixels)
-        columns = flat.movedim(0, -2)
+        flat = value.flatten(-2)
         # Autocast would round the map itself, not only its parameters.
         with full_precision(value.device.type):
-            mixed = weight.to(value.dtype) @ columns.flatten(-2)
-        return mixed.unflatten(-1, columns.shape[-2:]).movedim(-2, 0).reshape(*batch, *flat.shape[1:-1], *pixels)
+            weight = weight.to(value.dtype)
+            if self._channels <= self._pixels:
+                mixed = weight.expand(*flat.shape[:-2], *weight.shape[-2:]) @ flat
+            else:
+                # One product for the whole batch: the weight has a gradient for each, which would outgrow the values.
+                batch = flat.shape[: flat.ndim - self.in_ndim + 1]
+                columns = flat.reshape(math.prod(batch), *flat.shape[len(batch) :]).movedim(0, -2)
+                mixed = (weight @ columns.flatten(-2)).unflatten(-1, columns.shape[-2:]).movedim(-2, 0)
+        return mixed.reshape(value.shape)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.check_event("x", x, self.shape)

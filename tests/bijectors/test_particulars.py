@@ -36,6 +36,22 @@ def test_convolution_of_a_pair_keeps_the_halves_apart():
     torch.testing.assert_close(mix(x)[0][1, :, 0, 1], mix.weight[1] @ x[1, :, 0, 1])
 
 
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)])
+@pytest.mark.parametrize("event", [(2, 3, 4, 5), (3, 4, 5), (2, 5, 1, 2), (5, 1, 2)])
+def test_convolution_of_many_pixels_or_many_channels(event, batch):
+    mix = fk.Conv1x1(event)
+    torch.nn.init.normal_(mix.weight)
+    x = torch.randn(*batch, *event, requires_grad=True)
+    z = mix(x)[0]
+    wanted = torch.einsum("...dc,...chw->...dhw", mix.weight, x)
+    torch.testing.assert_close(z, wanted)
+    weights = torch.randn(z.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad((z * weights).sum(), [x, mix.weight]),
+        torch.autograd.grad((wanted * weights).sum(), [x, mix.weight]),
+    )
+
+
 def test_convolution_counts_its_pixels_and_its_halves():
     mix = fk.Conv1x1((2, 3, 4, 5))
     with torch.no_grad():
