@@ -62,7 +62,7 @@ def in_blocks(flow: fk.Flow, contract: Contract) -> fk.Flow:
     flow = channels_last(flow)
     for part in flow.modules():
         if isinstance(part, GatedBlock | fk.maps.MixLogistic) and not contract.tiny:
-            part.compile(dynamic=False, fullgraph=True)
+            part.compile(dynamic=False, fullgraph=True, options={"fallback_random": True})
     return flow
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flowkit.arguments import batched, image_shape
 from flowkit.errors import ShapeError
 from flowkit.functional.checkpointing import checkpointed
+from flowkit.functional.precision import full_precision
 from flowkit.functional.rearrange import pair_columns
 from flowkit.functional.reduce import flatten_batch
 from flowkit.nets.layers import ChannelNorm, Conv2d, concat_elu, gate
@@ -20,6 +21,8 @@ from flowkit.nets.layers import ChannelNorm, Conv2d, concat_elu, gate
 __all__ = ["GatedAttention", "GatedConv", "GatedConvAttention", "GatedMaxout", "ImageContext"]
 
 Attention = Literal["softmax", "maxout", "none"]
+
+_FEW_POSITIONS = 512
 
 
 class GatedConv(nn.Module):
@@ -87,12 +90,27 @@ class GatedAttention(nn.Module):
     def _mix(self, h: Tensor) -> Tensor:
         # (batch, 3F, H, W): queries, keys, values; within each the heads are contiguous.
         queries, keys, values = h.flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        mixed = attention(queries, keys, values)
         return mixed.transpose(-1, -2).flatten(1, 2).unflatten(-1, h.shape[2:])
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x and what is added to it, (batch, filters, H, W)."""
         return x + gate(self.gate(self.dropout(self._mix(self.project(x + positions)))))
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention, (*batch, positions, size) each; PyTorch's, but for bfloat16 on a CPU.
+
+    Its kernel for these takes two to five times as long as plain products, which round no more than the
+    convolutions around them do. They keep positions^2 weights for the backward pass: among many positions, float32 is
+    faster than bfloat16 too, and keeps none.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(queries, keys, values)
+    with full_precision("cpu"):  # autocast would cast the softmax
+        if values.shape[-2] > _FEW_POSITIONS:
+            return F.scaled_dot_product_attention(queries.float(), keys.float(), values.float()).to(values.dtype)
+        return (queries / math.sqrt(queries.shape[-1]) @ keys.mT).softmax(-1) @ values
 
 
 class GatedMaxout(GatedAttention):

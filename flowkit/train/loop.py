@@ -261,7 +261,8 @@ def fit(
             ours.wrap(shadow, "fsdp", [])
         adam = optimizer(flow.parameters())
         if settings.compile:
-            model.compile()
+            # On a CPU, noise that the compiler makes is slow, and so is the loop that it is made in.
+            model.compile(options={"fallback_random": ours.device.type == "cpu"})
 
         state: dict[str, Any] = {"step": 0, "seen": 0, "skipped": 0, "seconds": 0.0, "losses": 0.0, "norms": 0.0}
         state |= {"counted": 0, "evaluation": None, "row": None}

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import flowkit as fk
+from flowkit.nets import gated
 from flowkit.nets.layers import concat_elu, gate
 from tests.support import perturb
 
@@ -73,6 +74,25 @@ def test_attention_is_its_formula():
     mixed = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2).unflatten(1, (3, 4))
     wanted = x + gate(linear(net.gate, mixed).movedim(-1, 1))
     torch.testing.assert_close(net(x, positions), wanted)
+
+
+@pytest.mark.parametrize("positions", [32, 512, 513])
+def test_attention_in_bfloat16(positions):
+    """Few positions are plain products, many the kernel of float32: both as near to float64 as PyTorch's own."""
+    tensors = [torch.randn(2, 3, positions, 8).bfloat16().requires_grad_() for _ in range(3)]
+    weights = torch.randn(2, 3, positions, 8)
+
+    def found(function, tensors) -> list[torch.Tensor]:
+        result = function(*tensors)
+        return [result, *torch.autograd.grad((result * weights).sum(), tensors)]
+
+    exact = found(F.scaled_dot_product_attention, [t.detach().double().requires_grad_() for t in tensors])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = found(gated.attention, tensors)
+    torchs = found(F.scaled_dot_product_attention, tensors)
+    for one, other, truth in zip(ours, torchs, exact, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - truth).norm() <= max(1.5 * (other - truth).norm(), 0.01 * truth.norm())
 
 
 def test_maxout_takes_adjacent_triples_and_has_as_many_parameters():
