@@ -93,6 +93,7 @@ def tiled_backward(
                     whole.copy_(part)
         if count:
             mend_gradients(outside, count, into, on_y, on_log, here, mixture)
+        del mixture  # before that of the next tile is made
     return tuple(grads)  # type: ignore[return-value]
 
 
@@ -104,6 +105,7 @@ def tiled_solve(y: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         target = y[tile].flatten()
         root, log_slope = solve_flat(target, *start_of(target, mixture), mixture)
         x[tile], log_derivative[tile] = root.view(y[tile].shape), -log_slope.view(y[tile].shape)
+        del mixture  # before that of the next tile is made
     return x, log_derivative
 
 
