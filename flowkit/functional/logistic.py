@@ -28,7 +28,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from flowkit.functional.eager import steered_by_values
+from flowkit.functional.eager import (
+    compiled_for_cpu,
+    compiled_in_transform,
+    refuse_compiled_transforms,
+    steered_by_values,
+)
 from flowkit.functional.logistic_fused import fused_backward, fused_forward, fused_solve
 from flowkit.functional.logistic_linear import Sums, tiled_backward, tiled_forward, tiled_solve
 from flowkit.functional.mixture import batch_first, check_mixture, largest, quantile_bracket
@@ -66,6 +71,8 @@ def logit_mix_logistic_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales:
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
     """
     check_mixture("x", x, logits, means, log_scales)
+    if compiled_in_transform():
+        return _log_space(x, logits, means, log_scales)  # of a Function, the compiler may lose derivatives
     y, log_derivative, *_ = _Forward.apply(x, logits, means, log_scales)
     return y, log_derivative
 
@@ -102,6 +109,7 @@ def logit_mix_logistic_cdf_inverse(
         Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019, section 3.2.1, https://arxiv.org/abs/1902.00275.
     """
     check_mixture("y", y, logits, means, log_scales)
+    refuse_compiled_transforms("logit_mix_logistic_cdf_inverse", vmap=True)
     return _Inverse.apply(y, logits, means, log_scales)
 
 
@@ -113,7 +121,7 @@ class _Forward(torch.autograd.Function):
         inputs = [x, logits, means, log_scales]
         if steered_by_values(*inputs):
             y, log_derivative, sums = tiled_forward(*inputs)
-        elif _fused(x):
+        elif compiled_for_cpu(x):
             y, log_derivative, sums = fused_forward(*inputs)
         else:
             if _on_gpu(x, logits):
@@ -136,7 +144,7 @@ class _Forward(torch.autograd.Function):
         if not torch.is_grad_enabled():
             if steered_by_values(grad_y, grad_log, *inputs):
                 return tiled_backward(grad_y, grad_log, Sums(below, above, slope), *inputs)
-            if _fused(grad_y):
+            if compiled_for_cpu(grad_y):
                 return fused_backward(grad_y, grad_log, Sums(below, above, slope), *inputs)
             if _on_gpu(grad_y, inputs[1]):
                 from flowkit.functional.logistic_triton import triton_backward
@@ -149,19 +157,10 @@ class _Forward(torch.autograd.Function):
         return _Forward.apply(*batch_first(info, in_dims, inputs)), (0,) * 5
 
 
-def _fused(x: Tensor) -> bool:
-    """Whether the compiler is at work for a processor that does not wait for a device to take a branch.
-
-    A program of `torch.export` stays in log space: it serves on any device and for any number of rows, zero and one
-    included, for which the branches of a program do not.
-    """
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu"
-
-
 def _on_gpu(x: Tensor, logits: Tensor) -> bool:
     """Whether the Triton kernels serve."""
-    on_gpu = _HAS_TRITON and x.device.type == "cuda" and not torch.compiler.is_exporting()
-    return on_gpu and logits.shape[-1] <= _MOST_COMPONENTS
+    on_gpu = _HAS_TRITON and x.device.type == "cuda" and logits.shape[-1] <= _MOST_COMPONENTS
+    return on_gpu and not torch.compiler.is_exporting() and not compiled_in_transform()
 
 
 class _Inverse(torch.autograd.Function):
@@ -175,7 +174,7 @@ class _Inverse(torch.autograd.Function):
 
             x, log_derivative = triton_solve(y, inputs[1:])
         else:
-            solve = tiled_solve if steered_by_values(*inputs) else fused_solve if _fused(y) else _solve
+            solve = tiled_solve if steered_by_values(*inputs) else fused_solve if compiled_for_cpu(y) else _solve
             x, log_derivative = solve(*inputs)
         # A bracket of NaN can leave a number at its start; the slope there tells.
         return torch.where(log_derivative.isnan(), log_derivative, x), log_derivative

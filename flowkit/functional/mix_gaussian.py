@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.special import erfcx, log_ndtr
 
-from flowkit.functional.eager import steered_by_values
+from flowkit.functional.eager import refuse_compiled_transforms, steered_by_values
 from flowkit.functional.mixture import batch_first, check_mixture, quantile_bracket
 from flowkit.functional.rootfind import solve_increasing
 
@@ -69,6 +69,7 @@ def probit_mix_gaussian_cdf(x: Tensor, logits: Tensor, means: Tensor, log_scales
         Meng, Song, Song, Ermon, "Gaussianization Flows", 2020, https://arxiv.org/abs/2003.01941.
     """
     check_mixture("x", x, logits, means, log_scales)
+    refuse_compiled_transforms("probit_mix_gaussian_cdf", vmap=False)
     return _Forward.apply(x, logits, means, log_scales)
 
 
@@ -102,6 +103,7 @@ def probit_mix_gaussian_cdf_inverse(
         Meng, Song, Song, Ermon, "Gaussianization Flows", 2020, https://arxiv.org/abs/2003.01941.
     """
     check_mixture("y", y, logits, means, log_scales)
+    refuse_compiled_transforms("probit_mix_gaussian_cdf_inverse", vmap=True)
     return _Inverse.apply(y, logits, means, log_scales)
 
 

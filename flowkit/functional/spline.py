@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 
 from flowkit.errors import DomainError, ShapeError
+from flowkit.functional.eager import compiled_for_cpu
 from flowkit.functional.spline_bin import Bin, Grid, log_derivative, solve, value
 from flowkit.functional.spline_fused import MOST_BINS, fused_spline
 
@@ -208,8 +209,7 @@ def _knots(shares: Tensor, grid: Grid) -> Tensor:
 
 def _inside(at: Tensor, raw: tuple[Tensor, Tensor, Tensor], grid: Grid, *, inverse: bool) -> tuple[Tensor, Tensor]:
     """z and log dz/dx of an x within the interval; with `inverse`, x and log dz/dx of a z."""
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and at.device.type == "cpu"
-    if compiled and raw[0].shape[-1] <= MOST_BINS:
+    if compiled_for_cpu(at) and raw[0].shape[-1] <= MOST_BINS:
         return fused_spline(at, raw, grid, inverse=inverse)
     here = _find(at, _spline(*raw, grid), inverse)
     found, theta, phi = (solve if inverse else value)(at, here)

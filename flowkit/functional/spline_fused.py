@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn.functional import softplus
 
-from flowkit.functional.mixture import batch_first
 from flowkit.functional.spline_bin import Bin, Grid, gradients, log_derivative, solve, value
 
 __all__ = ["MOST_BINS", "fused_spline"]
@@ -33,7 +32,8 @@ def fused_spline(at: Tensor, raw: Sequence[Tensor], grid: Grid, *, inverse: bool
         grid: what all elements have in common.
         inverse: whether `at` is a z.
     """
-    return _Fused.apply(at, *raw, grid, inverse)
+    # Views: the compiler refuses one tensor in two places.
+    return _Fused.apply(at, *(t.view_as(t) for t in raw), grid, inverse)
 
 
 class _Fused(torch.autograd.Function):
@@ -64,10 +64,6 @@ class _Fused(torch.autograd.Function):
         on_at, on_bin = gradients(found.bin, theta, phi, on_found, on_log, inverse=ctx.inverse)
         on_raw = _on_parameters(on_bin, found, spline, raw[2], ctx.grid)
         return on_at, *(_bins_last(t) for t in on_raw), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        return _Fused.apply(*batch_first(info, in_dims[:4], inputs[:4]), *inputs[4:]), (0, 0)
 
 
 class _Spline(NamedTuple):
