@@ -101,9 +101,9 @@ class GatedAttention(nn.Module):
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax attention, (*batch, positions, size) each; PyTorch's, but for bfloat16 on a CPU.
 
-    Its kernel for these takes two to five times as long as plain products, which round no more than the
-    convolutions around them do. They keep positions^2 weights for the backward pass: among many positions, float32 is
-    faster than bfloat16 too, and keeps none.
+    Its kernel for these takes two to five times as long as plain products. They round up to twice as much, about as
+    the convolutions around them do, and keep positions^2 weights for the backward pass: among many positions, the
+    kernel for float32, which is faster than that for bfloat16 too, keeps none.
     """
     if values.device.type != "cpu" or values.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(queries, keys, values)
