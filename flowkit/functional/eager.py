@@ -47,7 +47,7 @@ def compiled_in_transform() -> bool:
 
 
 def refuse_compiled_transforms(function: str, *, vmap: bool) -> None:
-    """Refuse to be compiled within a gradient of `torch.func`, in which an `autograd.Function` may lose derivatives.
+    """Refuse to be compiled within a gradient of `torch.func`, where an `autograd.Function` may lose its derivatives.
 
     Args:
         function: who refuses.
@@ -56,7 +56,8 @@ def refuse_compiled_transforms(function: str, *, vmap: bool) -> None:
     Raises:
         NotImplementedError: naming the function. Without `fullgraph` the compiler then leaves the code as it is.
     """
-    if torch.compiler.is_compiling() and not {"Grad", "Jvp", *(["Vmap"] if vmap else [])}.isdisjoint(_transforms()):
+    refused = ("Grad", "Jvp", "Vmap") if vmap else ("Grad", "Jvp")
+    if torch.compiler.is_compiling() and any(each in refused for each in _transforms()):
         raise NotImplementedError(
             f"{function}: a transform of torch.func was compiled together with it, and the compiler would lose "
             "derivatives; wanted the transform of compiled code, or no compiler"
