@@ -17,6 +17,8 @@ __all__ = ["MADE"]
 
 Groups = tuple[tuple[int, ...], ...]
 
+_FEW = 4  # outputs that a map reads one by one
+
 
 class MADE(nn.Module):
     """A masked multilayer perceptron: what it gives for feature i reads only the features that i depends on.
@@ -223,10 +225,24 @@ class MADE(nn.Module):
         for k, layer in enumerate(others, 1):
             # In a residual net the sum goes on beside what a block makes of it.
             h = self._activated(h, k, in_place=not self.residual or k % 2 == 0)
+            if k == len(others) and self.out <= _FEW and torch.compiler.is_compiling():
+                return self._by_output(layer, h)
             h = layer(h)
             if self.residual and k % 2 == 0:
                 h = skip = skip + h
         return h.unflatten(-1, (self.features, self.out))
+
+    def _by_output(self, layer: MaskedLinear, h: Tensor) -> Tensor:
+        """The last layer's response, in memory the first outputs of all features, then the second ones.
+
+        Of interleaved outputs the compiler makes scalar loops. Without it this gains nothing for many features, and
+        costs time for few.
+        """
+        weight, bias = (
+            t.unflatten(0, (self.features, self.out)).transpose(0, 1).flatten(0, 1)
+            for t in (layer.masked_weight(), layer.bias)
+        )
+        return F.linear(h, weight, bias).unflatten(-1, (self.out, self.features)).transpose(-1, -2)
 
     def _in_turn(
         self, layers: list[MaskedLinear], value: Tensor, bias: Tensor, find: Callable[[Tensor], Tensor]
