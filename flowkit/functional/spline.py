@@ -32,7 +32,7 @@ from torch.nn.functional import pad, softplus
 
 from flowkit.errors import DomainError, ShapeError
 from flowkit.functional.eager import compiled_for_cpu
-from flowkit.functional.spline_bin import Bin, Grid, log_derivative, solve, value
+from flowkit.functional.spline_bin import Bin, Grid, log_derivative, slope_shift, solve, value
 from flowkit.functional.spline_fused import MOST_BINS, fused_spline
 
 __all__ = ["rational_quadratic_spline", "rational_quadratic_spline_inverse"]
@@ -188,7 +188,7 @@ class _Spline(NamedTuple):
 
 def _spline(widths: Tensor, heights: Tensor, slopes: Tensor, grid: Grid) -> _Spline:
     width, height = _shares(widths, grid.min_width), _shares(heights, grid.min_height)
-    d = grid.min_slope + softplus(slopes + grid.slope_shift)
+    d = grid.min_slope + softplus(slopes + slope_shift(grid))
     if grid.tails == "linear":
         d = pad(d, (1, 1), value=1.0)
     elif grid.tails == "circular":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Bin", "Grid", "gradients", "log_derivative", "solve", "value"]
+__all__ = ["Bin", "Grid", "gradients", "log_derivative", "slope_shift", "solve", "value"]
 
 
 class Grid(NamedTuple):
@@ -24,10 +24,10 @@ class Grid(NamedTuple):
     min_height: float
     min_slope: float
 
-    @property
-    def slope_shift(self) -> float:
-        """What raw slopes are shifted by, so that 0 is slope 1."""
-        return math.log(math.expm1(1 - self.min_slope))
+
+def slope_shift(grid: Grid) -> float:
+    """What raw slopes are shifted by, so that 0 is slope 1."""
+    return math.log(math.expm1(1 - grid.min_slope))
 
 
 class Bin(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn.functional import softplus
 
-from flowkit.functional.spline_bin import Bin, Grid, gradients, log_derivative, solve, value
+from flowkit.functional.spline_bin import Bin, Grid, gradients, log_derivative, slope_shift, solve, value
 
 __all__ = ["MOST_BINS", "fused_spline"]
 
@@ -89,7 +89,7 @@ class _Found(NamedTuple):
 def _spline(like: Tensor, raw: Sequence[Tensor], grid: Grid) -> _Spline:
     width, height = _softmax(raw[0].unbind(0), grid.min_width), _softmax(raw[1].unbind(0), grid.min_height)
     x, z = _knots(like, width, grid.min_width, grid), _knots(like, height, grid.min_height, grid)
-    d = [grid.min_slope + softplus(slope + grid.slope_shift) for slope in _rows(raw[2])]
+    d = [grid.min_slope + softplus(slope + slope_shift(grid)) for slope in _rows(raw[2])]
     if grid.tails == "linear":
         d = [torch.ones_like(like), *d, torch.ones_like(like)]
     elif grid.tails == "circular":
@@ -149,7 +149,7 @@ def _on_parameters(
         on_d = [at_start[0], *on_d, at_end[-1]]
     elif grid.tails == "circular":
         on_d = [at_start[0] + at_end[-1], *on_d]
-    rows = [each * (raw + grid.slope_shift).sigmoid() for each, raw in zip(on_d, _rows(slopes), strict=True)]
+    rows = [each * (raw + slope_shift(grid)).sigmoid() for each, raw in zip(on_d, _rows(slopes), strict=True)]
     return on_width, on_height, torch.stack(rows) if rows else torch.zeros_like(slopes)
 
 

@@ -33,6 +33,36 @@ def _no_limit_to_compiling_again():
     torch.compiler.reset()
 
 
+class Square(torch.autograd.Function):
+    """An `autograd.Function` as PyTorch's documentation has it."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+    @staticmethod
+    def vmap(info, in_dims, x: Tensor) -> tuple[Tensor, int]:
+        return Square.apply(x), 0
+
+
+def refused(x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        raise NotImplementedError
+    return Square.apply(x)
+
+
+def compiled_jacobian_of_refused() -> Tensor:
+    return torch.compile(lambda x: torch.func.jacrev(refused)(x), backend="aot_eager")(torch.ones(3))
+
+
 def arguments(function) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     sizes = (4, 4, 3) if function in SPLINES else (4, 4, 4)
@@ -66,6 +96,8 @@ def within(function):
 def test_transforms_within_compiled_code(function, name):
     if name == "hessian" and function in MIXTURES:
         pytest.skip("forward mode, which mixtures do not define")
+    if name == "jacobian" and function in MIXTURES and not compiled_jacobian_of_refused().any():
+        pytest.skip("this torch loses the gradient of an `autograd.Function` that it leaves out of a compiled Jacobian")
     x, *_ = arguments(function)
     transform = within(function)[name]
     torch.testing.assert_close(torch.compile(transform, backend="aot_eager")(x), transform(x))
