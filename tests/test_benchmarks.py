@@ -94,6 +94,20 @@ def test_memory_is_the_allocator_s():
     assert allocated(run) == (3 * 2**20, 2**20)
 
 
+def test_the_mixture_takes_a_quarter_of_the_memory_of_log_space():
+    """Forward and backward on one thread; each thread more has a tile of its own."""
+    arguments, threads = mix_logistic.inputs("init", (16, 6, 16, 16), 32), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ours, plain = (
+            allocated(lambda form=form: mix_logistic.gradients(form, arguments))[0]
+            for form in (mix_logistic.logit_mix_logistic_cdf, mix_logistic.log_space)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert ours <= plain / 4
+
+
 def test_the_page_is_written_from_results(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     cells = [measure(Cell("one", {"flowkit": Contestant(lambda: 0.0, lambda x: x)}, tolerance=1.0), TINY)]

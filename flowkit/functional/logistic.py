@@ -159,8 +159,8 @@ class _Forward(torch.autograd.Function):
 
 def _on_gpu(x: Tensor, logits: Tensor) -> bool:
     """Whether the Triton kernels serve."""
-    on_gpu = _HAS_TRITON and x.device.type == "cuda" and logits.shape[-1] <= _MOST_COMPONENTS
-    return on_gpu and not torch.compiler.is_exporting() and not compiled_in_transform()
+    on_gpu = _HAS_TRITON and x.device.type == "cuda" and not torch.compiler.is_exporting()
+    return on_gpu and logits.shape[-1] <= _MOST_COMPONENTS
 
 
 class _Inverse(torch.autograd.Function):
